@@ -1,0 +1,143 @@
+"""Downloads over a loopback server, tokens, padding and buckets."""
+
+import gzip
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+from utils import corpora
+from utils.corpora import BOS, EOS, PAD, BucketedPairs, Corpus, DownloadError, fetch
+
+CONTENT = gzip.compress("ein Mann\nzwei Hunde\n".encode(), mtime=0)
+TINY = Corpus("tiny", "http://127.0.0.1:9/", {"a.txt.gz": hashlib.sha256(CONTENT).hexdigest()})
+
+
+@pytest.fixture
+def mirror(monkeypatch):
+    """A server on loopback; its `answer` is (bytes to send, bytes to announce)."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body, announced = server.answer
+            server.requests += 1
+            self.send_response(200 if self.path == "/tiny/a.txt.gz" else 404)
+            self.send_header("Content-Length", str(announced))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.answer, server.requests = (CONTENT, len(CONTENT)), 0
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("SERIES_DATA_MIRROR", f"http://127.0.0.1:{server.server_port}")
+        yield server
+        server.shutdown()
+
+
+def test_a_good_file_is_downloaded_once(mirror, tmp_path):
+    paths = [fetch(TINY, "a.txt.gz", cache=tmp_path) for _ in range(2)]
+    assert corpora.read_lines(paths[1]) == ["ein Mann", "zwei Hunde"]
+    assert mirror.requests == 1
+
+
+@pytest.mark.parametrize(
+    "answer, reason",
+    [
+        ((b"x" * len(CONTENT), len(CONTENT)), "not the published ones"),
+        ((CONTENT[:20], len(CONTENT)), "download failed"),
+        ((CONTENT[:20], 20), "not the published ones"),
+    ],
+    ids=["corrupt", "cut off", "cut off and announced so"],
+)
+def test_a_bad_file_is_refused_and_not_kept(mirror, tmp_path, answer, reason):
+    mirror.answer = answer
+    with pytest.raises(DownloadError, match=reason):
+        fetch(TINY, "a.txt.gz", cache=tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    mirror.answer = (CONTENT, len(CONTENT))
+    assert fetch(TINY, "a.txt.gz", cache=tmp_path).read_bytes() == CONTENT
+
+
+def test_a_damaged_cache_is_mended(mirror, tmp_path):
+    fetch(TINY, "a.txt.gz", cache=tmp_path).write_bytes(b"damaged")
+    assert fetch(TINY, "a.txt.gz", cache=tmp_path).read_bytes() == CONTENT
+
+
+def test_no_network_is_said_and_what_to_do(tmp_path):
+    with pytest.raises(DownloadError, match=r"download failed.*run the cell again.*SERIES_DATA_MIRROR"):
+        fetch(TINY, "a.txt.gz", cache=tmp_path)  # port 9 of loopback answers nobody
+
+
+def test_a_missing_file_is_said(mirror, tmp_path):
+    with pytest.raises(DownloadError, match="404"):
+        fetch(Corpus("other", "", TINY.digests), "a.txt.gz", cache=tmp_path)
+
+
+def test_parallel_files_must_have_equally_many_lines(tmp_path):
+    for language, lines in {"en": "a\nb\n", "de": "a\n"}.items():
+        (tmp_path / f"val.{language}.gz").write_bytes(gzip.compress(lines.encode()))
+    with pytest.raises(ValueError, match=r"\[2, 1\] lines"):
+        corpora.load_multi30k("val", ["en", "de"], folder=tmp_path)
+
+
+def test_number_words_are_different_repeatable_and_prefixes_of_one_another():
+    english, german = corpora.number_words(300, below=400, seed=1)
+    assert len(set(english)) == len(set(german)) == 300
+    assert corpora.number_words(100, below=400, seed=1) == (english[:100], german[:100])
+    with pytest.raises(ValueError, match="only 10"):
+        corpora.number_words(11, below=10)
+
+
+def test_tokens_decode_to_the_lower_cased_text():
+    lines = ["A man, in Köln, rides.", "Two dogs (brown) play!"]
+    tokenizer = corpora.train_tokenizer(lines, 80)
+    ids = corpora.encode(tokenizer, lines, bos=True)
+    assert [(row[0], row[-1]) for row in ids] == [(BOS, EOS)] * 2
+    assert tokenizer.decode_batch(ids) == [line.lower() for line in lines]
+
+
+def test_padding_flags_come_from_lengths_even_if_the_padding_id_is_a_token():
+    tokens, valid = corpora.pad([[5, PAD, 7], [PAD]])
+    assert tokens.tolist() == [[5, PAD, 7], [PAD, PAD, PAD]]
+    assert valid.tolist() == [[True, True, True], [True, False, False]]
+
+
+@pytest.fixture
+def pairs():
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 20, (200, 2), generator=generator).tolist()
+    return BucketedPairs(
+        [[10 + n] * a for n, (a, _) in enumerate(lengths)],
+        [[10 + n] * b for n, (_, b) in enumerate(lengths)],
+        max_tokens=64,
+    )
+
+
+def test_an_epoch_holds_each_pair_once_with_its_partner(pairs):
+    seen = []
+    for batch in pairs(0):
+        assert torch.equal(batch.src[:, 0], batch.tgt[:, 0])  # both sides of pair n are made of token 10 + n
+        seen += (batch.src[:, 0] - 10).tolist()
+    assert sorted(seen) == list(range(200))
+
+
+def test_batches_keep_to_the_token_budget(pairs):
+    assert all(max(batch.src.numel(), batch.tgt.numel()) <= 64 for batch in pairs(0))
+
+
+def test_bucketing_wastes_less_than_random_batches(pairs):
+    padded = sum((~batch.tgt_valid).sum().item() for batch in pairs(0))
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0)).tolist()
+    random = [corpora.pad([pairs.targets[i] for i in order[start : start + 8]])[1] for start in range(0, 200, 8)]
+    assert padded < 0.7 * sum((~valid).sum().item() for valid in random)
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(pairs):
+    first, again, other = (list(pairs(epoch)) for epoch in (0, 0, 1))
+    assert all(torch.equal(a.src, b.src) for a, b in zip(first, again, strict=True))
+    assert any(a.src.shape != b.src.shape or not torch.equal(a.src, b.src) for a, b in zip(first, other, strict=False))

@@ -1,0 +1,153 @@
+"""The loss, the training loop, and what is saved."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from utils.corpora import BOS, EOS, BucketedPairs
+from utils.training import load_checkpoint, read_tensors, save_checkpoint, seq2seq_loss, token_loss, train
+from utils.transformer import Transformer, TransformerConfig
+
+CONFIG = TransformerConfig(vocab_size=20, d_model=16, num_heads=2, d_ff=32, num_layers=1, dropout=0.1)
+
+
+def make_model():
+    torch.manual_seed(0)
+    return Transformer(CONFIG)
+
+
+@pytest.fixture
+def batches():
+    """Copying sequences of unequal lengths."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(4, 20, (n,), generator=generator).tolist() for n in range(2, 12) for _ in range(4)]
+    return BucketedPairs([[*row, EOS] for row in rows], [[BOS, *row, EOS] for row in rows], max_tokens=64)
+
+
+def test_the_loss_is_the_mean_over_real_labels():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 5), torch.randint(0, 5, (2, 3))
+    valid = torch.tensor([[True, True, False], [True, False, False]])
+    terms = [-logits[b, t].log_softmax(-1)[labels[b, t]] for b in range(2) for t in range(3) if valid[b, t]]
+    torch.testing.assert_close(token_loss(logits, labels, valid), torch.stack(terms).mean())
+
+
+def test_padding_changes_neither_loss_nor_gradient(batches):
+    batch = next(b for b in batches(0) if not b.tgt_valid.all())
+    model = make_model().eval()
+    noise = torch.randint_like(batch.src, 4, 20), torch.randint_like(batch.tgt, 4, 20)
+    other = batch._replace(
+        src=torch.where(batch.src_valid, batch.src, noise[0]), tgt=torch.where(batch.tgt_valid, batch.tgt, noise[1])
+    )
+    results = []
+    for b in (batch, other):
+        model.zero_grad()
+        loss, tokens = seq2seq_loss(model, b)
+        loss.backward()
+        results.append((loss.detach(), tokens, [p.grad.clone() for p in model.parameters()]))
+    assert results[0][1] == results[1][1] == batch.tgt_valid[:, 1:].sum()
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_training_lowers_the_loss_and_leaves_the_model_in_eval_mode(batches):
+    model = make_model()
+    history = train(model, seq2seq_loss, batches, steps=150, learning_rate=1e-2)
+    assert history.steps == len(history.losses) == 150
+    assert sum(history.losses[-10:]) < 0.7 * sum(history.losses[:10])
+    assert not model.training
+
+
+def test_a_budget_in_minutes_ends(batches):
+    history = train(make_model(), seq2seq_loss, batches, minutes=0.01)
+    assert history.seconds >= 0.6
+    assert history.steps > 0
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(batches, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.training.SECONDS_BETWEEN_SAVES", 0)
+    whole = make_model()
+    whole_history = train(whole, seq2seq_loss, batches, steps=90)
+
+    calls = 0
+
+    def killed_at_70(model, batch):
+        nonlocal calls
+        calls += 1
+        if calls == 70:
+            raise Killed
+        return seq2seq_loss(model, batch)
+
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(Killed):
+        train(make_model(), killed_at_70, batches, steps=90, checkpoint=path)
+    torch.manual_seed(123)  # the resumed run must bring its own random state
+    resumed = Transformer(CONFIG)
+    history = train(resumed, seq2seq_loss, batches, steps=90, checkpoint=path)
+    assert history.losses == whole_history.losses
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
+
+
+def test_a_loss_that_is_not_finite_is_said(batches):
+    def broken(model, batch):
+        loss, tokens = seq2seq_loss(model, batch)
+        return loss * float("nan"), tokens
+
+    with pytest.raises(FloatingPointError, match="dead row"):
+        train(make_model(), broken, batches, steps=5)
+
+
+@pytest.mark.parametrize("budget", [{}, {"steps": 1, "minutes": 1.0}])
+def test_the_budget_is_steps_or_minutes(batches, budget):
+    with pytest.raises(ValueError, match="one of the two"):
+        train(make_model(), seq2seq_loss, batches, **budget)
+
+
+def test_float16_training_scales_its_loss(batches, monkeypatch):
+    monkeypatch.setattr("utils.training.mixed_precision", lambda device: torch.float16)
+    history = train(make_model(), seq2seq_loss, batches, steps=60, learning_rate=1e-2)
+    assert sum(history.losses[-10:]) < sum(history.losses[:10])
+
+
+def test_a_checkpoint_gives_back_the_model_in_half_precision(tmp_path):
+    model = make_model().eval()
+    save_checkpoint(tmp_path / "m.safetensors", model, {"seed": 0})
+    loaded, record = load_checkpoint(tmp_path / "m.safetensors")
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name].half().float())
+    assert record["seed"] == 0 and not loaded.training
+    assert {p.name for p in tmp_path.iterdir()} == {"m.safetensors", "m.json"}
+    assert json.loads((tmp_path / "m.json").read_text())["config"]["d_model"] == CONFIG.d_model
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, make_model(), {})
+    before = path.read_bytes()
+
+    def half_written(tensors, temporary, notes):
+        temporary.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("utils.training.save_file", half_written)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, make_model(), {})
+    assert path.read_bytes() == before
+    assert len(read_tensors(path)[0]) == len(make_model().state_dict())
+
+
+def test_a_missing_checkpoint_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="data/checkpoints"):
+        load_checkpoint(tmp_path / "none.safetensors")
+
+
+def test_label_smoothing_is_that_of_pytorch():
+    logits, labels = torch.randn(1, 4, 7), torch.randint(0, 7, (1, 4))
+    ours = token_loss(logits, labels, torch.ones(1, 4, dtype=torch.bool), label_smoothing=0.1)
+    torch.testing.assert_close(ours, F.cross_entropy(logits[0], labels[0], label_smoothing=0.1))

@@ -1,0 +1,108 @@
+"""Scaled dot-product attention that can return its weights, and multi-head attention built on it."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from utils.masks import check_mask
+
+
+def attention(
+    query: Float[Tensor, "B H Lq Dh"],
+    key: Float[Tensor, "B H Lk Dh"],
+    value: Float[Tensor, "B H Lk Dv"],
+    mask: Tensor | None = None,
+    *,
+    dropout_p: float = 0.0,
+    need_weights: bool = True,
+) -> tuple[Float[Tensor, "B H Lq Dv"], Float[Tensor, "B H Lq Lk"] | None]:
+    """softmax(QKᵀ / √Dh) V over the keys that `mask` allows: Vaswani et al. (2017), equation 1.
+
+    `mask` is boolean, [B|1, H|1, Lq|1, Lk], True = may attend; None = every key is visible. A query without any
+    key (a dead row) gets output 0, weights 0 and gradients 0, as in F.scaled_dot_product_attention.
+
+    Returns (output, weights). The weights are the ones this very output was made with, after dropout; they are
+    None if `need_weights` is False, and then the fused kernel runs, which never holds the scores in memory.
+
+    Raises TypeError for a mask that is not boolean and ValueError for one that is not 4-D or does not fit.
+    """
+    if mask is not None:
+        _check_fit(mask, query, key)
+    if not need_weights:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p), None
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # [B, H, Lq, Lk]
+    weights = F.dropout(masked_softmax(scores, mask), dropout_p)
+    return weights @ value, weights
+
+
+def masked_softmax(scores: Float[Tensor, "B H Lq Lk"], mask: Tensor | None) -> Float[Tensor, "B H Lq Lk"]:
+    """Softmax over the last dimension with weight exactly 0 where `mask` is False; a dead row is all 0.
+
+    A row of nothing but -inf would give NaN, and a NaN gradient even if the output is repaired afterwards. So a
+    dead row keeps its finite scores through the softmax and is set to 0 after it.
+    """
+    if mask is None:
+        return torch.softmax(scores, dim=-1)
+    dead = ~mask.any(dim=-1, keepdim=True)  # [B|1, H|1, Lq|1, 1]
+    weights = torch.softmax(scores.masked_fill(~(mask | dead), float("-inf")), dim=-1)
+    return weights.masked_fill(dead, 0.0)
+
+
+def _check_fit(mask: Tensor, query: Tensor, key: Tensor) -> None:
+    wanted = (*query.shape[:-1], key.shape[-2])  # [B, H, Lq, Lk]
+    fits = all(size in (1, full) for size, full in zip(check_mask(mask).shape[:3], wanted, strict=False))
+    if not fits or mask.shape[3] != wanted[3]:
+        raise ValueError(
+            f"mask has shape {list(mask.shape)}, but query {list(query.shape)} and key {list(key.shape)} need "
+            f"[B|1, H|1, Lq|1, Lk] = [{wanted[0]}|1, {wanted[1]}|1, {wanted[2]}|1, {wanted[3]}]."
+        )
+
+
+class MultiHeadAttention(nn.Module):
+    """Attention in `num_heads` subspaces of size d_model / num_heads: Vaswani et al. (2017), section 3.2.2.
+
+    Raises ValueError if `d_model` is not a multiple of `num_heads`.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if d_model % num_heads:
+            raise ValueError(f"d_model = {d_model} must be a multiple of num_heads = {num_heads}.")
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_projection = nn.Linear(d_model, 3 * d_model)  # W^Q, W^K, W^V stacked: one product instead of three
+        self.out_projection = nn.Linear(d_model, d_model)
+        nn.init.xavier_uniform_(self.in_projection.weight)
+        nn.init.zeros_(self.in_projection.bias)
+        nn.init.zeros_(self.out_projection.bias)
+
+    def forward(
+        self,
+        query_input: Float[Tensor, "B Lq D"],
+        key_value_input: Float[Tensor, "B Lk D"],
+        mask: Tensor | None = None,
+        *,
+        need_weights: bool = False,
+    ) -> tuple[Float[Tensor, "B Lq D"], Float[Tensor, "B H Lq Lk"] | None]:
+        """Let every place of `query_input` collect from `key_value_input`; the same tensor twice: self-attention.
+
+        `mask`, the returned weights and the errors are those of `attention`.
+        """
+        query, key, value = (self._split_heads(x) for x in self._project(query_input, key_value_input))
+        dropout_p = self.dropout if self.training else 0.0
+        output, weights = attention(query, key, value, mask, dropout_p=dropout_p, need_weights=need_weights)
+        return self.out_projection(output.transpose(1, 2).flatten(2)), weights  # [B, H, Lq, Dh] -> [B, Lq, D]
+
+    def _project(self, query_input: Tensor, key_value_input: Tensor) -> tuple[Tensor, ...]:
+        weight, bias = self.in_projection.weight, self.in_projection.bias
+        if query_input is key_value_input:
+            return F.linear(query_input, weight, bias).chunk(3, dim=-1)
+        d_model = query_input.shape[-1]
+        query = F.linear(query_input, weight[:d_model], bias[:d_model])
+        return query, *F.linear(key_value_input, weight[d_model:], bias[d_model:]).chunk(2, dim=-1)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, L, D] -> [B, H, L, Dh]

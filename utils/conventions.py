@@ -1,0 +1,107 @@
+"""The same mask as other libraries spell it, and back: pairs of functions that undo each other."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_mask
+
+from utils.masks import check_mask
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def to_additive(mask: Tensor, dtype: torch.dtype = torch.float32) -> Float[Tensor, "B H Lq Lk"]:
+    """0 where a query may attend, -inf where it may not: what is *added* to the scores before the softmax.
+
+    The form of most papers. Same shape as `mask`; `dtype` is that of the scores.
+    """
+    return torch.zeros(check_mask(mask).shape, dtype=dtype, device=mask.device).masked_fill(~mask, float("-inf"))
+
+
+def from_additive(scores: Float[Tensor, "B H Lq Lk"]) -> Bool[Tensor, "B H Lq Lk"]:
+    """Undo `to_additive`; the lowest finite number of the dtype, as Hugging Face adds it, counts as -inf.
+
+    Raises ValueError for any other value: a bias is not a mask, and 1/0 flags are not meant to be added.
+    """
+    visible = scores == 0
+    blocked = scores <= torch.finfo(scores.dtype).min
+    if not (visible | blocked).all():
+        odd = scores[~(visible | blocked)].flatten()[0].item()
+        raise ValueError(
+            f"an additive mask holds 0 (may attend) and -inf (may not), but here is {odd:g}. "
+            "Are these 1/0 flags? Then use mask.bool(). Is it a bias? Then it is not a mask."
+        )
+    return visible
+
+
+def to_multihead(mask: Tensor, num_heads: int) -> Bool[Tensor, "BH Lq Lk"]:
+    """`attn_mask` of nn.MultiheadAttention: [B*H, Lq, Lk] and True = *blocked*, heads of a sample side by side.
+
+    `mask` is [B, H|1, Lq, Lk] in full size, except for the heads: nn.MultiheadAttention does not broadcast.
+
+    Raises ValueError if the mask has another number of heads than 1 or `num_heads`.
+    """
+    batch, heads, query_len, key_len = check_mask(mask).shape
+    if heads not in (1, num_heads):
+        raise ValueError(f"mask has {heads} heads; expected 1 or num_heads = {num_heads}.")
+    return ~mask.expand(batch, num_heads, query_len, key_len).reshape(-1, query_len, key_len)
+
+
+def from_multihead(mask: Bool[Tensor, "BH Lq Lk"], num_heads: int) -> Bool[Tensor, "B H Lq Lk"]:
+    """Undo `to_multihead`: [B*H, Lq, Lk], True = blocked -> [B, H, Lq, Lk], True = may attend.
+
+    Raises ValueError if the first dimension is not a multiple of `num_heads`.
+    """
+    if mask.ndim != 3 or len(mask) % num_heads:
+        raise ValueError(f"mask has shape {list(mask.shape)}; expected [B*H, Lq, Lk] with H = num_heads = {num_heads}.")
+    return ~mask.unflatten(0, (-1, num_heads))
+
+
+def to_key_padding(valid: Bool[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
+    """`key_padding_mask` of nn.MultiheadAttention and nn.Transformer: True = *padding*, from True = real token."""
+    return ~valid
+
+
+def from_key_padding(mask: Bool[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
+    """Undo `to_key_padding`: True = padding -> True = real token."""
+    return ~mask
+
+
+def to_hugging_face(valid: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """`attention_mask` of a Hugging Face tokenizer: 1 = real token, 0 = padding, int64."""
+    return valid.long()
+
+
+def from_hugging_face(mask: Tensor) -> Bool[Tensor, "B L"]:
+    """Undo `to_hugging_face`: 1/0 in any dtype, [B, L] -> Bool[B, L], True = real token.
+
+    Raises ValueError for another rank or for other values than 0 and 1.
+    """
+    if mask.ndim != 2 or not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            f"a tokenizer's attention_mask is [B, L] with 1 = real and 0 = padding; got shape {list(mask.shape)} "
+            f"with values from {mask.min().item():g} to {mask.max().item():g}."
+        )
+    return mask == 1
+
+
+def to_mask_mod(mask: Tensor) -> MaskMod:
+    """The `mask_mod(b, h, q_idx, kv_idx)` of FlexAttention that looks the answer up in `mask`; True = may attend.
+
+    A dimension of size 1 answers for every index, as broadcasting does.
+    """
+    sizes = check_mask(mask).shape
+
+    def mask_mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return mask[tuple(i if size > 1 else 0 * i for i, size in zip((b, h, q_idx, kv_idx), sizes, strict=True))]
+
+    return mask_mod
+
+
+def from_mask_mod(
+    mask_mod: MaskMod, B: int, H: int, Lq: int, Lk: int, *, device: torch.device | str = "cpu"
+) -> Bool[Tensor, "B H Lq Lk"]:
+    """Undo `to_mask_mod`: ask `mask_mod` about every index of [B, H, Lq, Lk]."""
+    return create_mask(mask_mod, B, H, Lq, Lk, device=device)

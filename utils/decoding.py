@@ -1,0 +1,107 @@
+"""Writing with a trained model: greedy and beam search over any function that scores the next token."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Bool, Int
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from utils.corpora import BOS, EOS, PAD, buckets, encode, pad
+from utils.transformer import Transformer, seq2seq_masks
+
+# Int[N, L], the tokens so far -> Float[N, V], the logits of the next one
+NextLogits = Callable[[Tensor], Tensor]
+
+
+def greedy_search(next_logits: NextLogits, start: Int[Tensor, "N 1"], max_len: int) -> list[list[int]]:
+    """Take the likeliest token at each step until every sequence has written [EOS] or `max_len` tokens.
+
+    Returns the written ids of each sequence without [BOS] and [EOS].
+    """
+    tokens = start
+    for _ in range(max_len):
+        finished = (tokens == EOS).any(dim=1)
+        if finished.all():
+            break
+        newest = next_logits(tokens).argmax(dim=-1).masked_fill(finished, PAD)
+        tokens = torch.cat((tokens, newest[:, None]), dim=1)
+    return [_until_end(row) for row in tokens[:, 1:].tolist()]
+
+
+def beam_search(
+    next_logits: NextLogits, start: Int[Tensor, "NK 1"], max_len: int, *, beam_size: int, length_penalty: float = 1.0
+) -> list[list[int]]:
+    """Keep the `beam_size` best beginnings of each sequence, and return the best that ended.
+
+    `start` and the scores hold `beam_size` rows for each sequence, one after the other. Candidates are ranked by
+    log-probability / length ** length_penalty, because a sum of logarithms alone prefers short ones.
+    """
+    tokens, beams = start, (len(start) // beam_size, beam_size)
+    scores = torch.full(beams, float("-inf"), device=start.device)
+    scores[:, 0] = 0.0  # all beams start alike: let only the first one branch
+    for _ in range(max_len):
+        finished = (tokens == EOS).any(dim=1)
+        if finished.all():
+            break
+        log_probs = next_logits(tokens).float().log_softmax(dim=-1)  # [N*K, V]
+        log_probs[finished] = float("-inf")
+        log_probs[finished, PAD] = 0.0  # a finished beam goes on with padding, at no cost
+        candidates = (scores.view(-1, 1) + log_probs).view(beams[0], -1)  # [N, K*V]
+        scores, choice = candidates.topk(beam_size, dim=-1)
+        parents = choice // log_probs.shape[-1] + beam_size * torch.arange(beams[0], device=start.device)[:, None]
+        newest = choice % log_probs.shape[-1]
+        tokens = torch.cat((tokens[parents.flatten()], newest.view(-1, 1)), dim=1)
+    lengths = (tokens != PAD).sum(dim=1).view(beams)
+    best = (scores / lengths**length_penalty).argmax(dim=-1)
+    return [_until_end(row) for row in tokens.view(*beams, -1)[torch.arange(beams[0]), best, 1:].tolist()]
+
+
+def _until_end(ids: list[int]) -> list[int]:
+    return ids[: ids.index(EOS)] if EOS in ids else ids
+
+
+def seq2seq_next_logits(
+    model: Transformer, src: Int[Tensor, "N Ls"], src_valid: Bool[Tensor, "N Ls"], *, beam_size: int = 1
+) -> NextLogits:
+    """Encode the sources once, and return the function that scores the next target token.
+
+    With `beam_size` rows for each source, as `beam_search` wants them.
+    """
+    memory, _ = model.encode(src, seq2seq_masks(src_valid, src_valid))
+    memory = memory.repeat_interleave(beam_size, dim=0)
+    src_valid = src_valid.repeat_interleave(beam_size, dim=0)
+
+    def next_logits(tgt: Tensor) -> Tensor:
+        masks = seq2seq_masks(src_valid, torch.ones_like(tgt, dtype=torch.bool))
+        hidden, _, _ = model.decode(tgt, memory, masks)
+        return model.embedding.logits(hidden[:, -1])
+
+    return next_logits
+
+
+@torch.no_grad()
+def translate(
+    model: Transformer, tokenizer: Tokenizer, lines: Sequence[str], *, beam_size: int = 1, max_tokens: int = 4096
+) -> list[str]:
+    """Translate lines of text, in batches of similar length; `beam_size` 1 is greedy search.
+
+    A translation has at most one and a half times as many tokens as its source, and ten.
+    """
+    model.eval()
+    device, ids, results = model.embedding.weight.device, encode(tokenizer, lines), [""] * len(lines)
+    with tqdm(total=len(lines), desc="translating", leave=False) as bar:
+        for group in buckets([len(source) for source in ids], max_tokens // beam_size):
+            src, src_valid = (tensor.to(device) for tensor in pad([ids[index] for index in group]))
+            next_logits = seq2seq_next_logits(model, src, src_valid, beam_size=beam_size)
+            start = torch.full((len(group) * beam_size, 1), BOS, device=device)
+            max_len = src.shape[1] * 3 // 2 + 10
+            if beam_size == 1:
+                outputs = greedy_search(next_logits, start, max_len)
+            else:
+                outputs = beam_search(next_logits, start, max_len, beam_size=beam_size)
+            for index, text in zip(group, tokenizer.decode_batch(outputs), strict=True):
+                results[index] = text
+            bar.update(len(group))
+    return results

@@ -1,0 +1,231 @@
+"""A loss that ignores padding, one training loop, its history, and checkpoints."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from utils.corpora import Seq2SeqBatch
+from utils.transformer import Transformer, TransformerConfig, seq2seq_masks
+
+SECONDS_BETWEEN_SAVES = 60
+
+Loss = Callable[[nn.Module, Any], tuple[Tensor, int]]
+
+
+def token_loss(
+    logits: Float[Tensor, "B L V"],
+    labels: Int[Tensor, "B L"],
+    valid: Bool[Tensor, "B L"],
+    *,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy, in nats, over the real labels: the padding mask's second place of work.
+
+    Label smoothing as in Vaswani et al. (2017), section 5.4.
+    """
+    ignored = -100  # no token id; cheaper than logits[valid], which would copy the logits and their gradient
+    labels = labels.masked_fill(~valid, ignored)
+    return F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=ignored, label_smoothing=label_smoothing
+    )
+
+
+def seq2seq_loss(model: Transformer, batch: Seq2SeqBatch, *, label_smoothing: float = 0.1) -> tuple[Tensor, int]:
+    """Teacher forcing: from the target up to token t predict token t + 1. Returns (loss, number of labels)."""
+    masks = seq2seq_masks(batch.src_valid, batch.tgt_valid[:, :-1])
+    labels, labels_valid = batch.tgt[:, 1:], batch.tgt_valid[:, 1:]
+    logits, _ = model(batch.src, batch.tgt[:, :-1], masks)
+    return token_loss(logits, labels, labels_valid, label_smoothing=label_smoothing), int(labels_valid.sum())
+
+
+@dataclass
+class History:
+    """What a training run did: the loss of every step in nats a token, labels seen, seconds, place in the data."""
+
+    losses: list[float] = field(default_factory=list)
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    epoch: int = 0
+    batch: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Labels seen in a second of training."""
+        return self.tokens / self.seconds
+
+
+def mixed_precision(device: torch.device) -> torch.dtype | None:
+    """bfloat16 on a GPU that computes in it, float16 on an older one, None (float32) on a CPU."""
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+class _Run:
+    """A training run under way: model, optimizer and history, which are saved and resumed together."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.history, self.losses = model, History(), []
+        self.device = next(model.parameters()).device
+        self.precision = mixed_precision(self.device)
+        self.optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
+
+    def batches(self, batches_of: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
+        """All batches from here on, epoch after epoch; the place is kept in the history."""
+        while True:
+            for batch in islice(batches_of(self.history.epoch), self.history.batch, None):
+                self.history.batch += 1
+                yield batch.to(self.device)
+            self.history.epoch, self.history.batch = self.history.epoch + 1, 0
+
+    def step(self, loss_of: Loss, batch: Any, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            loss, tokens = loss_of(self.model, batch)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.losses.append(loss.detach())  # not .item(): that would make a GPU wait at every step
+        self.history.tokens += tokens
+        self.history.steps += 1
+
+    def collect_losses(self) -> float:
+        """Move the losses since the last call into the history; returns the newest."""
+        newest = torch.stack(self.losses).tolist()
+        self.losses.clear()
+        if not math.isfinite(newest[-1]):
+            raise FloatingPointError(
+                f"the loss is {newest[-1]} after {self.history.steps} steps. Usual causes: a dead "
+                "row of a mask turned into NaN, a batch without any real label, or a learning rate that is too high."
+            )
+        self.history.losses += newest
+        return newest[-1]
+
+    def save(self, path: Path) -> None:
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        tensors["random_state"] = torch.get_rng_state()
+        notes = {"history": json.dumps(asdict(self.history)), "scaler": json.dumps(self.scaler.state_dict())}
+        write_tensors(path, tensors, notes)
+
+    def resume(self, path: Path) -> None:
+        tensors, notes = read_tensors(path)
+        self.history = History(**json.loads(notes["history"]))
+        self.scaler.load_state_dict(json.loads(notes["scaler"]))
+        self.model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+        optimizer = self.optimizer.state_dict()
+        for name in (name for name in tensors if name.startswith("optimizer.")):
+            _, index, key = name.split(".")
+            optimizer["state"].setdefault(int(index), {})[key] = tensors[name]
+        self.optimizer.load_state_dict(optimizer)
+        torch.set_rng_state(tensors["random_state"])
+
+
+def train(
+    model: nn.Module,
+    loss_of: Loss,
+    batches_of: Callable[[int], Iterable[Any]],
+    *,
+    steps: int | None = None,
+    minutes: float | None = None,
+    learning_rate: float = 2e-3,
+    warmup: float = 0.1,
+    checkpoint: Path | None = None,
+    description: str = "training",
+) -> History:
+    """Train for a number of steps or of minutes: AdamW, gradients clipped to norm 1, mixed precision on a GPU.
+
+    `loss_of(model, batch)` returns the mean loss and the number of its labels; `batches_of(epoch)` gives the batches
+    of an epoch. The learning rate climbs to `learning_rate` over the `warmup` share of the budget, then falls in a
+    line to 0. With `checkpoint`, the run is saved there once a minute and at its end, and a later call with the
+    same arguments goes on where it stopped. Seed with torch.manual_seed before building the model.
+
+    Raises ValueError unless exactly one of `steps` and `minutes` is given, and FloatingPointError when the loss is
+    no longer a finite number.
+    """
+    if (steps is None) == (minutes is None):
+        raise ValueError(f"give steps or minutes, one of the two; got steps = {steps}, minutes = {minutes}.")
+    run = _Run(model.train())
+    if checkpoint and Path(checkpoint).exists():
+        run.resume(Path(checkpoint))
+    history, batches = run.history, run.batches(batches_of)
+    started = saved = time.monotonic() - history.seconds
+    with tqdm(total=1.0, desc=description, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}") as bar:
+        while (share := history.steps / steps if steps else history.seconds / (60 * minutes)) < 1:
+            run.step(loss_of, next(batches), learning_rate * min(share / warmup, (1 - share) / (1 - warmup)))
+            history.seconds = time.monotonic() - started
+            if history.steps % 20 == 0:
+                bar.set_postfix_str(f"loss {run.collect_losses():.3f}", refresh=False)
+                bar.update(share - bar.n)
+                if checkpoint and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                    run.save(Path(checkpoint))
+                    saved = time.monotonic()
+        if run.losses:
+            run.collect_losses()
+        bar.update(1 - bar.n)
+    if checkpoint:
+        run.save(Path(checkpoint))
+    model.eval()
+    return history
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str] | None = None) -> None:
+    """Write a safetensors file under a temporary name and rename it: a reader never meets half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, notes)
+    os.replace(temporary, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and notes of a safetensors file: numbers and text only, nothing in it is executed."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def save_checkpoint(path: Path, model: Transformer, record: dict[str, Any]) -> None:
+    """Write the trained weights in half precision to `path`, and `record` with the sizes beside it as .json."""
+    path = Path(path)
+    write_tensors(path, {name: value.half() for name, value in model.state_dict().items()})
+    temporary = path.with_suffix(".json.part")
+    temporary.write_text(json.dumps({"config": asdict(model.config)} | record, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path.with_suffix(".json"))
+
+
+def load_checkpoint(path: Path) -> tuple[Transformer, dict[str, Any]]:
+    """The model that `save_checkpoint` wrote, in float32 and eval mode, and its record.
+
+    Raises FileNotFoundError if the file or its record is missing.
+    """
+    path = Path(path)
+    for part in (path, path.with_suffix(".json")):
+        if not part.exists():
+            raise FileNotFoundError(
+                f"{part} is missing; shipped checkpoints are in data/checkpoints/ of the repository."
+            )
+    record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    model = Transformer(TransformerConfig(**record["config"]))
+    model.load_state_dict(read_tensors(path)[0])
+    return model.eval(), record

@@ -1,0 +1,233 @@
+"""Encoder, decoder, encoder-decoder and decoder-only Transformer, and the only place where their masks are built.
+
+The layers are those of Vaswani et al. (2017) with the normalisation in front of each part (Xiong et al., 2020),
+dropout where section 5.4 puts it, and one embedding matrix for source, target and output (section 3.4).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from utils.attention import MultiHeadAttention
+from utils.masks import all_of, causal_mask, padding_mask
+
+
+class Seq2SeqMasks(NamedTuple):
+    """The three masks of an encoder-decoder, each [B, 1, Lq|1, Lk] or None (every key is visible)."""
+
+    encoder_self: Tensor | None
+    decoder_self: Tensor | None
+    decoder_cross: Tensor | None
+
+
+class Seq2SeqWeights(NamedTuple):
+    """Attention weights of one forward: for each part a tuple with [B, H, Lq, Lk] of every layer."""
+
+    encoder_self: tuple[Tensor, ...]
+    decoder_self: tuple[Tensor, ...]
+    decoder_cross: tuple[Tensor, ...]
+
+
+def seq2seq_masks(src_valid: Bool[Tensor, "B Ls"], tgt_valid: Bool[Tensor, "B Lt"]) -> Seq2SeqMasks:
+    """Build the masks of an encoder-decoder from the flags of the real tokens.
+
+    encoder_self   source padding                     [B, 1, 1, Ls]
+    decoder_self   causal and target padding          [B, 1, Lt, Lt]
+    decoder_cross  *source* padding: the keys are the encoder's output, all of it known   [B, 1, 1, Ls]
+    """
+    source = padding_mask(src_valid)
+    return Seq2SeqMasks(encoder_self=source, decoder_self=decoder_only_mask(tgt_valid), decoder_cross=source)
+
+
+def decoder_only_mask(valid: Bool[Tensor, "B L"]) -> Bool[Tensor, "B 1 L L"]:
+    """Causal and padding: a token sees itself and the real tokens before it."""
+    return all_of(causal_mask(valid.shape[1], device=valid.device), padding_mask(valid))
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of a Transformer: `d_model` features, `d_ff` in the feed-forward part, `num_layers` of each kind."""
+
+    vocab_size: int
+    d_model: int = 128
+    num_heads: int = 4
+    d_ff: int = 256
+    num_layers: int = 2
+    dropout: float = 0.1
+
+
+def sinusoids(positions: Int[Tensor, "B L"], d_model: int) -> Float[Tensor, "B L D"]:
+    """Position encodings of Vaswani et al. (2017), section 3.5: sines, then cosines, of falling frequency.
+
+    Their order inside a vector differs from the paper (sines first instead of in turns); the model cannot tell.
+    """
+    steps = torch.arange(0, d_model, 2, device=positions.device)
+    angles = positions.unsqueeze(-1) * torch.exp(-math.log(10_000) / d_model * steps)  # [B, L, D/2]
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+class TokenEmbedding(nn.Module):
+    """Token vectors plus position encodings, and the way back from vectors to scores over the vocabulary."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.d_model = config.d_model
+        self.weight = nn.Parameter(torch.randn(config.vocab_size, config.d_model) * config.d_model**-0.5)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, tokens: Int[Tensor, "B L"], positions: Int[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "B L D"]:
+        """Embed token ids; `positions` is [B|1, L] and defaults to 0, 1, 2, … (left padding needs its own)."""
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        vectors = nn.functional.embedding(tokens, self.weight) * math.sqrt(self.d_model)
+        return self.dropout(vectors + sinusoids(positions, self.d_model).to(vectors.dtype))
+
+    def logits(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        """Score every token of the vocabulary by its dot product with the hidden state."""
+        return hidden @ self.weight.T
+
+
+def feed_forward(config: TransformerConfig) -> nn.Sequential:
+    """Two linear maps with a ReLU between them, applied to every place alone: section 3.3 of the paper."""
+    return nn.Sequential(nn.Linear(config.d_model, config.d_ff), nn.ReLU(), nn.Linear(config.d_ff, config.d_model))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward. With a causal mask the same layer serves a decoder-only model."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.self_attention = MultiHeadAttention(config.d_model, config.num_heads)
+        self.feed_forward = feed_forward(config)
+        self.norms = nn.ModuleList(nn.LayerNorm(config.d_model) for _ in range(2))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Float[Tensor, "B L D"], mask: Tensor | None = None, *, need_weights: bool = False
+    ) -> tuple[Float[Tensor, "B L D"], Tensor | None]:
+        """One layer: returns its output and the self-attention weights (None unless asked for)."""
+        normed = self.norms[0](x)
+        mixed, weights = self.self_attention(normed, normed, mask, need_weights=need_weights)
+        x = x + self.dropout(mixed)
+        return x + self.dropout(self.feed_forward(self.norms[1](x))), weights
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention over the target, cross-attention to the encoder's output, feed-forward."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.self_attention = MultiHeadAttention(config.d_model, config.num_heads)
+        self.cross_attention = MultiHeadAttention(config.d_model, config.num_heads)
+        self.feed_forward = feed_forward(config)
+        self.norms = nn.ModuleList(nn.LayerNorm(config.d_model) for _ in range(3))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B Lt D"],
+        memory: Float[Tensor, "B Ls D"],
+        masks: Seq2SeqMasks,
+        *,
+        need_weights: bool = False,
+    ) -> tuple[Float[Tensor, "B Lt D"], Tensor | None, Tensor | None]:
+        """One layer: returns its output, the self-attention and the cross-attention weights (None unless asked)."""
+        normed = self.norms[0](x)
+        mixed, self_weights = self.self_attention(normed, normed, masks.decoder_self, need_weights=need_weights)
+        x = x + self.dropout(mixed)
+        mixed, cross_weights = self.cross_attention(
+            self.norms[1](x), memory, masks.decoder_cross, need_weights=need_weights
+        )
+        x = x + self.dropout(mixed)
+        return x + self.dropout(self.feed_forward(self.norms[2](x))), self_weights, cross_weights
+
+
+def _initialise(module: nn.Module) -> None:
+    for linear in (m for m in module.modules() if isinstance(m, nn.Linear)):
+        nn.init.xavier_uniform_(linear.weight)
+        nn.init.zeros_(linear.bias)
+
+
+class Transformer(nn.Module):
+    """The encoder-decoder. It builds no mask by itself: pass `seq2seq_masks(src_valid, tgt_valid)`."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = TokenEmbedding(config)
+        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.encoder_norm = nn.LayerNorm(config.d_model)
+        self.decoder_norm = nn.LayerNorm(config.d_model)
+        _initialise(self)
+
+    def forward(
+        self, src: Int[Tensor, "B Ls"], tgt: Int[Tensor, "B Lt"], masks: Seq2SeqMasks, *, need_weights: bool = False
+    ) -> tuple[Float[Tensor, "B Lt V"], Seq2SeqWeights | None]:
+        """Logits over the vocabulary for the token after each target token, and the weights if asked for."""
+        memory, encoder_weights = self.encode(src, masks, need_weights=need_weights)
+        hidden, self_weights, cross_weights = self.decode(tgt, memory, masks, need_weights=need_weights)
+        weights = Seq2SeqWeights(encoder_weights, self_weights, cross_weights) if need_weights else None
+        return self.embedding.logits(hidden), weights
+
+    def encode(
+        self, src: Int[Tensor, "B Ls"], masks: Seq2SeqMasks, *, need_weights: bool = False
+    ) -> tuple[Float[Tensor, "B Ls D"], tuple[Tensor | None, ...]]:
+        """Read the source once: the memory that the decoder attends to, and the weights of every layer."""
+        x, weights = self.embedding(src), []
+        for layer in self.encoder:
+            x, layer_weights = layer(x, masks.encoder_self, need_weights=need_weights)
+            weights.append(layer_weights)
+        return self.encoder_norm(x), tuple(weights)
+
+    def decode(
+        self,
+        tgt: Int[Tensor, "B Lt"],
+        memory: Float[Tensor, "B Ls D"],
+        masks: Seq2SeqMasks,
+        *,
+        need_weights: bool = False,
+    ) -> tuple[Float[Tensor, "B Lt D"], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+        """Hidden states of the target (`embedding.logits` scores them), self- and cross-attention weights."""
+        x, weights = self.embedding(tgt), []
+        for layer in self.decoder:
+            x, *layer_weights = layer(x, memory, masks, need_weights=need_weights)
+            weights.append(layer_weights)
+        self_weights, cross_weights = zip(*weights, strict=True)
+        return self.decoder_norm(x), self_weights, cross_weights
+
+
+class DecoderOnly(nn.Module):
+    """A language model: encoder layers under whatever mask it is given. It builds none by itself.
+
+    Pass `decoder_only_mask(valid)`, or any other mask [B|1, H|1, L, L] over `tokens`.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = TokenEmbedding(config)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.d_model)
+        _initialise(self)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B L"],
+        mask: Tensor | None,
+        *,
+        positions: Int[Tensor, "..."] | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Float[Tensor, "B L V"], tuple[Tensor, ...] | None]:
+        """Logits for the token after each token, and the weights of every layer if asked for."""
+        x, weights = self.embedding(tokens, positions), []
+        for layer in self.layers:
+            x, layer_weights = layer(x, mask, need_weights=need_weights)
+            weights.append(layer_weights)
+        return self.embedding.logits(self.norm(x)), tuple(weights) if need_weights else None
