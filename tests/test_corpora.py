@@ -11,7 +11,7 @@ import torch
 from utils import corpora
 from utils.corpora import BOS, EOS, PAD, BucketedPairs, Corpus, DownloadError, fetch
 
-CONTENT = gzip.compress("ein Mann\nzwei Hunde\n".encode(), mtime=0)
+CONTENT = gzip.compress(b"ein Mann\nzwei Hunde\n", mtime=0)
 TINY = Corpus("tiny", "http://127.0.0.1:9/", {"a.txt.gz": hashlib.sha256(CONTENT).hexdigest()})
 
 

@@ -42,7 +42,7 @@ def best_by_hand(next_logits, max_len, length_penalty=1.0):
 def test_a_wide_beam_finds_the_best_sequence_of_all(seed):
     next_logits, width = table_model(seed), 64
     start = torch.full((2 * width, 1), BOS)
-    found = beam_search(next_logits, start, max_len=4, beam_size=width)
+    found = beam_search(next_logits, start, torch.full((2 * width,), 4), beam_size=width)
     # sequences cut off at max_len compete too, so compare only if the winner has ended
     best = best_by_hand(next_logits, 4)
     cut = any(len(words) == 4 for words in found)
@@ -51,9 +51,9 @@ def test_a_wide_beam_finds_the_best_sequence_of_all(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_beam_of_one_is_greedy(seed):
-    start = torch.full((1, 1), BOS)
-    next_logits = table_model(seed)
-    assert beam_search(next_logits, start, 6, beam_size=1) == greedy_search(next_logits, start, 6)
+    next_logits, start, max_len = table_model(seed), torch.full((1, 1), BOS), torch.tensor([6])
+    greedy = greedy_search(next_logits, start, max_len)
+    assert beam_search(next_logits, start, max_len, beam_size=1) == greedy
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def attention(
 def masked_softmax(scores: Float[Tensor, "B H Lq Lk"], mask: Tensor | None) -> Float[Tensor, "B H Lq Lk"]:
     """Softmax over the last dimension with weight exactly 0 where `mask` is False; a dead row is all 0.
 
-    A row of nothing but -inf would give NaN, and a NaN gradient even if the output is repaired afterwards. So a
+    A row of nothing but -inf would give NaN, and repairing the output afterwards leaves a NaN on the way back. So a
     dead row keeps its finite scores through the softmax and is set to 0 after it.
     """
     if mask is None:

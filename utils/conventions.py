@@ -93,11 +93,9 @@ def to_mask_mod(mask: Tensor) -> MaskMod:
     A dimension of size 1 answers for every index, as broadcasting does.
     """
     sizes = check_mask(mask).shape
-
-    def mask_mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return mask[tuple(i if size > 1 else 0 * i for i, size in zip((b, h, q_idx, kv_idx), sizes, strict=True))]
-
-    return mask_mod
+    return lambda b, h, q_idx, kv_idx: mask[
+        tuple(index if size > 1 else 0 * index for index, size in zip((b, h, q_idx, kv_idx), sizes, strict=True))
+    ]
 
 
 def from_mask_mod(

@@ -15,51 +15,54 @@ from utils.transformer import Transformer, seq2seq_masks
 NextLogits = Callable[[Tensor], Tensor]
 
 
-def greedy_search(next_logits: NextLogits, start: Int[Tensor, "N 1"], max_len: int) -> list[list[int]]:
-    """Take the likeliest token at each step until every sequence has written [EOS] or `max_len` tokens.
+def greedy_search(next_logits: NextLogits, start: Int[Tensor, "N 1"], max_len: Int[Tensor, " N"]) -> list[list[int]]:
+    """Take the likeliest token at each step until every sequence has written [EOS] or its `max_len` tokens.
 
     Returns the written ids of each sequence without [BOS] and [EOS].
     """
     tokens = start
-    for _ in range(max_len):
-        finished = (tokens == EOS).any(dim=1)
-        if finished.all():
-            break
+    while not (finished := _finished(tokens, max_len)).all():
         newest = next_logits(tokens).argmax(dim=-1).masked_fill(finished, PAD)
         tokens = torch.cat((tokens, newest[:, None]), dim=1)
-    return [_until_end(row) for row in tokens[:, 1:].tolist()]
+    return [_written(row) for row in tokens.tolist()]
 
 
 def beam_search(
-    next_logits: NextLogits, start: Int[Tensor, "NK 1"], max_len: int, *, beam_size: int, length_penalty: float = 1.0
+    next_logits: NextLogits,
+    start: Int[Tensor, "NK 1"],
+    max_len: Int[Tensor, " NK"],
+    *,
+    beam_size: int,
+    length_penalty: float = 1.0,
 ) -> list[list[int]]:
     """Keep the `beam_size` best beginnings of each sequence, and return the best that ended.
 
-    `start` and the scores hold `beam_size` rows for each sequence, one after the other. Candidates are ranked by
+    `start` and `max_len` hold `beam_size` rows for each sequence, one after the other. Candidates are ranked by
     log-probability / length ** length_penalty, because a sum of logarithms alone prefers short ones.
     """
-    tokens, beams = start, (len(start) // beam_size, beam_size)
-    scores = torch.full(beams, float("-inf"), device=start.device)
+    tokens, count = start, len(start) // beam_size
+    first_rows = beam_size * torch.arange(count, device=start.device)[:, None]
+    scores = torch.full((count, beam_size), float("-inf"), device=start.device)
     scores[:, 0] = 0.0  # all beams start alike: let only the first one branch
-    for _ in range(max_len):
-        finished = (tokens == EOS).any(dim=1)
-        if finished.all():
-            break
+    while not (finished := _finished(tokens, max_len)).all():
         log_probs = next_logits(tokens).float().log_softmax(dim=-1)  # [N*K, V]
         log_probs[finished] = float("-inf")
         log_probs[finished, PAD] = 0.0  # a finished beam goes on with padding, at no cost
-        candidates = (scores.view(-1, 1) + log_probs).view(beams[0], -1)  # [N, K*V]
-        scores, choice = candidates.topk(beam_size, dim=-1)
-        parents = choice // log_probs.shape[-1] + beam_size * torch.arange(beams[0], device=start.device)[:, None]
-        newest = choice % log_probs.shape[-1]
+        candidates = (scores.view(-1, 1) + log_probs).view(count, -1)  # [N, K*V]
+        scores, choice = candidates.topk(beam_size, dim=-1)  # [N, K]
+        parents, newest = choice // log_probs.shape[-1] + first_rows, choice % log_probs.shape[-1]
         tokens = torch.cat((tokens[parents.flatten()], newest.view(-1, 1)), dim=1)
-    lengths = (tokens != PAD).sum(dim=1).view(beams)
-    best = (scores / lengths**length_penalty).argmax(dim=-1)
-    return [_until_end(row) for row in tokens.view(*beams, -1)[torch.arange(beams[0]), best, 1:].tolist()]
+    lengths = (tokens != PAD).sum(dim=1).view(count, beam_size)
+    best = (scores / lengths**length_penalty).argmax(dim=-1, keepdim=True) + first_rows
+    return [_written(row) for row in tokens[best.flatten()].tolist()]
 
 
-def _until_end(ids: list[int]) -> list[int]:
-    return ids[: ids.index(EOS)] if EOS in ids else ids
+def _finished(tokens: Int[Tensor, "N L"], max_len: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
+    return (tokens == EOS).any(dim=1) | (tokens.shape[1] > max_len)
+
+
+def _written(ids: list[int]) -> list[int]:
+    return [token for token in ids if token not in (PAD, BOS, EOS)]
 
 
 def seq2seq_next_logits(
@@ -95,8 +98,8 @@ def translate(
         for group in buckets([len(source) for source in ids], max_tokens // beam_size):
             src, src_valid = (tensor.to(device) for tensor in pad([ids[index] for index in group]))
             next_logits = seq2seq_next_logits(model, src, src_valid, beam_size=beam_size)
-            start = torch.full((len(group) * beam_size, 1), BOS, device=device)
-            max_len = src.shape[1] * 3 // 2 + 10
+            max_len = (src_valid.sum(dim=1) * 3 // 2 + 10).repeat_interleave(beam_size)
+            start = torch.full((len(max_len), 1), BOS, device=device)
             if beam_size == 1:
                 outputs = greedy_search(next_logits, start, max_len)
             else:

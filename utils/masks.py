@@ -13,8 +13,6 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-Mask = Bool[Tensor, "#B #H #Lq Lk"]
-
 
 def check_mask(mask: Tensor, name: str = "mask") -> Tensor:
     """Return `mask` if it is boolean and 4-D; otherwise say what came and how to get there.
@@ -67,13 +65,15 @@ def pairwise_mask(
             raise ValueError(f"{name} has shape {list(side.shape)}; expected [length] or [batch, length].")
     q = torch.atleast_2d(query)[:, None, :, None]
     k = torch.atleast_2d(key)[:, None, None, :]
+    if len(q) != len(k) and 1 not in (len(q), len(k)):
+        raise ValueError(f"query has {len(q)} samples and key {len(k)}; expected equally many, or 1.")
+    every_pair = (max(len(q), len(k)), 1, q.shape[2], k.shape[3])
     visible = rule(q, k)
     if not isinstance(visible, Tensor) or visible.dtype != torch.bool:
         got = visible.dtype if isinstance(visible, Tensor) else type(visible).__name__
         raise TypeError(
             f"the rule returned {got}; expected a boolean tensor, as `q >= k` gives (no `if`, `and`, `or`)."
         )
-    every_pair = (max(len(q), len(k)), 1, q.shape[2], k.shape[3])
     return visible.expand(torch.broadcast_shapes(visible.shape, every_pair))
 
 
@@ -202,6 +202,8 @@ def valid_from_lengths(lengths: Int[Tensor, " B"], max_len: int | None = None) -
 
     Raises ValueError if a length is negative or exceeds `max_len`.
     """
+    if not len(lengths):
+        raise ValueError("lengths is empty; expected one length for each sample.")
     longest = int(lengths.max())
     max_len = longest if max_len is None else max_len
     if int(lengths.min()) < 0 or longest > max_len:

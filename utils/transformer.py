@@ -59,6 +59,12 @@ class TransformerConfig:
     num_layers: int = 2
     dropout: float = 0.1
 
+    def __post_init__(self) -> None:
+        if self.d_model % 2 or self.d_model % self.num_heads:
+            raise ValueError(
+                f"d_model = {self.d_model} must be even (sines, cosines) and a multiple of num_heads = {self.num_heads}."
+            )
+
 
 def sinusoids(positions: Int[Tensor, "B L"], d_model: int) -> Float[Tensor, "B L D"]:
     """Position encodings of Vaswani et al. (2017), section 3.5: sines, then cosines, of falling frequency.
@@ -80,7 +86,7 @@ class TokenEmbedding(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, tokens: Int[Tensor, "B L"], positions: Int[Tensor, "..."] | None = None
+        self, tokens: Int[Tensor, "B L"], positions: Int[Tensor, "#B L"] | None = None
     ) -> Float[Tensor, "B L D"]:
         """Embed token ids; `positions` is [B|1, L] and defaults to 0, 1, 2, … (left padding needs its own)."""
         if positions is None:
@@ -222,7 +228,7 @@ class DecoderOnly(nn.Module):
         tokens: Int[Tensor, "B L"],
         mask: Tensor | None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Int[Tensor, "#B L"] | None = None,
         need_weights: bool = False,
     ) -> tuple[Float[Tensor, "B L V"], tuple[Tensor, ...] | None]:
         """Logits for the token after each token, and the weights of every layer if asked for."""

@@ -1,0 +1,44 @@
+# make lab    open the notebooks in JupyterLab
+# make test   unit tests, then every notebook is executed and compared with its stored outputs
+# make run    execute all notebooks in place; make run NB=02 only that one
+# make lint   style and spelling
+# make stamp  write the repository's address into the notebooks and the README
+# Each makes .venv first if it is missing or older than the files that define it.
+
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+
+# More threads than cores slow small models down, and the last digits depend on the number of threads.
+run test: export OMP_NUM_THREADS = 1
+
+.PHONY: lab test run lint stamp
+
+lab: .venv/ready
+	$(BIN)/jupyter lab notebooks
+
+test: .venv/ready-test
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
+		--nbval --nbval-current-env --nbval-cell-timeout 300 tests notebooks
+
+run: .venv/ready-test
+	$(BIN)/python tools/execute_notebooks.py $(NB)
+
+lint: .venv/ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+stamp: .venv/ready-test
+	$(BIN)/python tools/stamp.py
+
+# A working .venv is kept and only brought up to date; a missing or half-made one is made anew.
+.venv/ready: pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, but $(PYTHON) is " + sys.version.split()[0] + ". Name a newer one: make PYTHON=python3.12 ...")'
+	$(BIN)/python -c 'import sys, pip; assert sys.version_info >= (3, 11)' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --editable . --constraint constraints.txt
+	touch $@
+
+.venv/ready-test: .venv/ready
+	$(BIN)/python -m pip install --editable '.[test]' --constraint constraints.txt
+	touch $@
