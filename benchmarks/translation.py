@@ -11,13 +11,13 @@ import argparse
 from pathlib import Path
 
 import torch
-from common import ROOT, digest, report, surroundings
+from common import digest, report, surroundings
 from tokenizers import Tokenizer
 
 from utils.corpora import BucketedPairs, encode, load_multi30k, read_lines, train_tokenizer
 from utils.decoding import translate
 from utils.scores import bleu_13a, bleu_moses
-from utils.training import load_checkpoint, save_checkpoint, seq2seq_loss, train
+from utils.training import CHECKPOINTS, load_checkpoint, save_checkpoint, seq2seq_loss, train
 from utils.transformer import Transformer, TransformerConfig
 
 
@@ -42,11 +42,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--evaluate", type=Path, nargs=2, metavar=("SRC", "TGT"), help="score the shipped checkpoint")
     parser.add_argument("--json", type=Path, help="write the result there")
     return parser.parse_args()
-
-
-def checkpoint_path(direction: str) -> Path:
-    """Where the model of a direction is shipped."""
-    return ROOT / "data" / "checkpoints" / f"translation_{direction.replace('-', '_')}.safetensors"
 
 
 def scores(model: Transformer, tokenizer: Tokenizer, sources: list[str], targets: list[str], language: str, beam: int):
@@ -96,9 +91,8 @@ def main() -> None:
     languages = args.direction.split("-")
     result = {"task": f"Multi30k {args.direction}", "seed": args.seed} | surroundings()
     if args.evaluate:
-        path = checkpoint_path(args.direction)
-        model, record = load_checkpoint(path)
-        tokenizer = Tokenizer.from_file(str(path.with_suffix(".tokenizer.json")))
+        shipped = CHECKPOINTS / f"translation_{args.direction.replace('-', '_')}.safetensors"
+        model, tokenizer, record = load_checkpoint(shipped)
         sources, targets = map(read_lines, args.evaluate)
         result["trained_by"] = record["command"]
     else:
@@ -106,13 +100,12 @@ def main() -> None:
         result |= training
         sources, targets = load_multi30k(args.split, languages, folder=args.data)
     if args.save:  # score what a reader will load: the file, in half precision
-        save_checkpoint(args.save, model, result)
-        tokenizer.save(str(args.save.with_suffix(".tokenizer.json")))
-        model, _ = load_checkpoint(args.save)
+        save_checkpoint(args.save, model, tokenizer, result)
+        model, tokenizer, _ = load_checkpoint(args.save)
     result["scored_on"] = "given files" if args.evaluate else f"{args.split}, {len(sources)} pairs"
     result["scores"] = scores(model, tokenizer, sources, targets, languages[1], args.beam)
     if args.save:
-        save_checkpoint(args.save, model, result)
+        save_checkpoint(args.save, model, tokenizer, result)
     report(result, args.json)
 
 

@@ -1,14 +1,12 @@
 """The loss, the training loop, and what is saved."""
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.corpora import BOS, EOS, BucketedPairs
-from utils.training import load_checkpoint, read_tensors, save_checkpoint, seq2seq_loss, token_loss, train
-from utils.transformer import Transformer, TransformerConfig
+from utils.corpora import BOS, EOS, BucketedPairs, train_tokenizer
+from utils.training import load_checkpoint, save_checkpoint, seq2seq_loss, token_loss, train
+from utils.transformer import DecoderOnly, Transformer, TransformerConfig
 
 CONFIG = TransformerConfig(vocab_size=20, d_model=16, num_heads=2, d_ff=32, num_layers=1, dropout=0.1)
 
@@ -115,20 +113,21 @@ def test_float16_training_scales_its_loss(batches, monkeypatch):
     assert sum(history.losses[-10:]) < sum(history.losses[:10])
 
 
-def test_a_checkpoint_gives_back_the_model_in_half_precision(tmp_path):
-    model = make_model().eval()
-    save_checkpoint(tmp_path / "m.safetensors", model, {"seed": 0})
-    loaded, record = load_checkpoint(tmp_path / "m.safetensors")
+@pytest.mark.parametrize("kind", [Transformer, DecoderOnly])
+def test_a_checkpoint_gives_back_the_model_in_half_precision(tmp_path, kind):
+    model, tokenizer = kind(CONFIG), train_tokenizer(["ein Mann"], 20)
+    save_checkpoint(tmp_path / "m.safetensors", model, tokenizer, {"seed": 0})
+    loaded, loaded_tokenizer, record = load_checkpoint(tmp_path / "m.safetensors")
+    assert type(loaded) is kind and not loaded.training and record["seed"] == 0
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, model.state_dict()[name].half().float())
-    assert record["seed"] == 0 and not loaded.training
-    assert {p.name for p in tmp_path.iterdir()} == {"m.safetensors", "m.json"}
-    assert json.loads((tmp_path / "m.json").read_text())["config"]["d_model"] == CONFIG.d_model
+    assert loaded_tokenizer.encode("ein Mann").ids == tokenizer.encode("ein Mann").ids
+    assert {p.name for p in tmp_path.iterdir()} == {"m.safetensors", "m.json", "m.tokenizer.json"}
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "m.safetensors"
-    save_checkpoint(path, make_model(), {})
+    save_checkpoint(path, make_model(), None, {})
     before = path.read_bytes()
 
     def half_written(tensors, temporary, notes):
@@ -137,13 +136,13 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("utils.training.save_file", half_written)
     with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(path, make_model(), {})
+        save_checkpoint(path, make_model(), None, {})
     assert path.read_bytes() == before
-    assert len(read_tensors(path)[0]) == len(make_model().state_dict())
+    assert load_checkpoint(path)[1] is None
 
 
 def test_a_missing_checkpoint_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="data/checkpoints"):
+    with pytest.raises(FileNotFoundError, match="checkpoints"):
         load_checkpoint(tmp_path / "none.safetensors")
 
 

@@ -53,6 +53,7 @@ def execute(path: Path) -> None:
         kernel_name="python3",
         timeout=SECONDS_PER_CELL,
         record_timing=False,
+        coalesce_streams=True,  # else one text may be stored in pieces, as the kernel happened to flush it
         extra_arguments=["--log-level=ERROR"],  # else each kernel warns that its connection is not encrypted
         resources={"metadata": {"path": str(path.parent)}},
     )

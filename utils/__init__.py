@@ -1,8 +1,10 @@
-"""The helper package that all notebooks share. A module imports only from lower rows (tests/test_layering.py):
+"""The helper package that all notebooks share.
 
-exercises   explorer
-training    decoding   audit   plotting
-transformer corpora    scores
-conventions attention
+A module imports only from lower rows, which tests/test_layering.py holds:
+
+exercises    explorer
+training     decoding   audit   plotting
+transformer  corpora    scores
+conventions  attention
 masks
 """

@@ -15,14 +15,17 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from utils.corpora import Seq2SeqBatch
-from utils.transformer import Transformer, TransformerConfig, seq2seq_masks
+from utils.transformer import DecoderOnly, Transformer, TransformerConfig, seq2seq_masks
 
+CHECKPOINTS = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
 SECONDS_BETWEEN_SAVES = 60
 
+Model = Transformer | DecoderOnly
 Loss = Callable[[nn.Module, Any], tuple[Tensor, int]]
 
 
@@ -205,27 +208,37 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
-def save_checkpoint(path: Path, model: Transformer, record: dict[str, Any]) -> None:
-    """Write the trained weights in half precision to `path`, and `record` with the sizes beside it as .json."""
+def save_checkpoint(path: Path, model: Model, tokenizer: Tokenizer | None, record: dict[str, Any]) -> None:
+    """Write trained weights in half precision to `path` (.safetensors), and beside it what a user of them needs.
+
+    That is `record` with the kind and the sizes of the model as .json, and the tokenizer as .tokenizer.json.
+    """
     path = Path(path)
     write_tensors(path, {name: value.half() for name, value in model.state_dict().items()})
-    temporary = path.with_suffix(".json.part")
-    temporary.write_text(json.dumps({"config": asdict(model.config)} | record, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path.with_suffix(".json"))
+    record = {"model": type(model).__name__, "config": asdict(model.config)} | record
+    _write_text(path.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    if tokenizer:
+        _write_text(path.with_suffix(".tokenizer.json"), tokenizer.to_str())
 
 
-def load_checkpoint(path: Path) -> tuple[Transformer, dict[str, Any]]:
-    """The model that `save_checkpoint` wrote, in float32 and eval mode, and its record.
+def load_checkpoint(path: Path) -> tuple[Model, Tokenizer | None, dict[str, Any]]:
+    """What `save_checkpoint` wrote: the model in float32 and eval mode, its tokenizer if it has one, its record.
 
     Raises FileNotFoundError if the file or its record is missing.
     """
     path = Path(path)
     for part in (path, path.with_suffix(".json")):
         if not part.exists():
-            raise FileNotFoundError(
-                f"{part} is missing; shipped checkpoints are in data/checkpoints/ of the repository."
-            )
+            raise FileNotFoundError(f"{part} is missing; the shipped checkpoints lie in {CHECKPOINTS}.")
     record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    model = Transformer(TransformerConfig(**record["config"]))
+    kinds = {kind.__name__: kind for kind in (Transformer, DecoderOnly)}
+    model = kinds[record["model"]](TransformerConfig(**record["config"]))
     model.load_state_dict(read_tensors(path)[0])
-    return model.eval(), record
+    tokenizer = path.with_suffix(".tokenizer.json")
+    return model.eval(), Tokenizer.from_file(str(tokenizer)) if tokenizer.exists() else None, record
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
