@@ -6,8 +6,16 @@ import pytest
 import torch
 
 from utils.corpora import BOS, EOS, train_tokenizer
-from utils.decoding import beam_search, greedy_search, seq2seq_next_logits, translate
-from utils.transformer import Transformer, TransformerConfig, seq2seq_masks
+from utils.decoding import (
+    beam_search,
+    decoder_only_next_logits,
+    greedy_search,
+    no_repeated_ngrams,
+    sample,
+    seq2seq_next_logits,
+    translate,
+)
+from utils.transformer import DecoderOnly, Transformer, TransformerConfig, decoder_only_mask, seq2seq_masks
 
 VOCAB = 6  # PAD, BOS, EOS, UNK and two words
 
@@ -78,3 +86,61 @@ def test_a_line_is_translated_the_same_alone_and_in_a_batch(model, beam_size):
     alone = [translate(model, tokenizer, [line], beam_size=beam_size)[0] for line in lines]
     assert together == alone
     assert any(together)
+
+
+def loop_model(tokens):
+    """Always prefers 4, then 5: greedy search repeats 4 for ever."""
+    return torch.tensor([[-9.0, -9.0, -5.0, -9.0, 2.0, 1.0]]).expand(len(tokens), -1)
+
+
+def has_repeated_runs(ids, n):
+    runs = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
+    return len(set(runs)) < len(runs)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_no_run_of_n_tokens_is_written_twice(n):
+    start, max_len = torch.full((1, 1), BOS), torch.tensor([12])
+    assert has_repeated_runs(greedy_search(loop_model, start, max_len)[0], n)
+    written = greedy_search(no_repeated_ngrams(loop_model, n), start, max_len)[0]
+    assert written and not has_repeated_runs(written, n)
+
+
+def test_sampling_follows_the_probabilities():
+    logits = torch.tensor([[0.1, 0.0, 0.2, 0.0, 0.3, 0.4]]).log()
+    start = torch.full((4000, 1), BOS)
+    generator = torch.Generator().manual_seed(0)
+    one = torch.ones(4000, dtype=torch.long)
+    drawn = sample(lambda tokens: logits.expand(len(tokens), -1), start, one, generator=generator)
+    share = sum(ids == [5] for ids in drawn) / 4000
+    assert abs(share - 0.4) < 0.03
+    cold = sample(lambda tokens: logits.expand(len(tokens), -1), start, one, temperature=0.01, generator=generator)
+    assert all(ids == [5] for ids in cold)
+
+
+@pytest.mark.parametrize("top_p, allowed", [(0.3, {5}), (0.5, {4, 5}), (0.8, {2, 4, 5})])
+def test_the_nucleus_keeps_the_likeliest_tokens_up_to_top_p(top_p, allowed):
+    logits = torch.tensor([[0.1, 0.0, 0.2, 0.0, 0.3, 0.4]]).log()
+    start = torch.full((500, 1), BOS)
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample(
+        lambda tokens: logits.expand(len(tokens), -1),
+        start,
+        torch.ones_like(start[:, 0]),
+        top_p=top_p,
+        generator=generator,
+    )
+    assert {ids[0] if ids else EOS for ids in drawn} == allowed
+
+
+def test_a_prompt_is_continued_and_not_returned():
+    start = torch.tensor([[BOS, 4, 5]])
+    assert sample(loop_model, start, torch.tensor([2]), temperature=0.01) == [[4, 4]]
+
+
+def test_the_next_token_of_a_text_is_that_of_the_whole_forward():
+    torch.manual_seed(0)
+    model = DecoderOnly(TransformerConfig(vocab_size=20, d_model=16, num_heads=2, d_ff=32, num_layers=2)).eval()
+    tokens = torch.randint(4, 20, (2, 6))
+    logits, _ = model(tokens, decoder_only_mask(torch.ones_like(tokens, dtype=torch.bool)))
+    torch.testing.assert_close(decoder_only_next_logits(model)(tokens[:, :4]), logits[:, 3])

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from utils.corpora import BOS, EOS, PAD, buckets, encode, pad
-from utils.transformer import Transformer, seq2seq_masks
+from utils.masks import causal_mask
+from utils.transformer import DecoderOnly, Transformer, seq2seq_masks
 
 # Int[N, L], the tokens so far -> Float[N, V], the logits of the next one
 NextLogits = Callable[[Tensor], Tensor]
@@ -57,8 +58,53 @@ def beam_search(
     return [_written(row) for row in tokens[best.flatten()].tolist()]
 
 
-def _finished(tokens: Int[Tensor, "N L"], max_len: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
-    return (tokens == EOS).any(dim=1) | (tokens.shape[1] > max_len)
+def sample(
+    next_logits: NextLogits,
+    start: Int[Tensor, "N L"],
+    max_len: Int[Tensor, " N"],
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> list[list[int]]:
+    """Draw each token at random, until [EOS] or `max_len` tokens after `start`.
+
+    `temperature` below 1 sharpens the distribution; `top_p` keeps only the likeliest tokens that together have
+    this probability (Holtzman et al., 2020). Returns the written ids without `start` and [EOS].
+    """
+    tokens = start
+    while not (finished := _finished(tokens, max_len, start.shape[1])).all():
+        probabilities = _nucleus(torch.softmax(next_logits(tokens).float() / temperature, dim=-1), top_p)
+        newest = torch.multinomial(probabilities, 1, generator=generator)[:, 0].masked_fill(finished, PAD)
+        tokens = torch.cat((tokens, newest[:, None]), dim=1)
+    return [_written(row) for row in tokens[:, start.shape[1] :].tolist()]
+
+
+def _nucleus(probabilities: Float[Tensor, "N V"], top_p: float) -> Float[Tensor, "N V"]:
+    ranked, order = probabilities.sort(dim=-1, descending=True)
+    before = ranked.cumsum(dim=-1) - ranked  # the probability of all likelier tokens: 0 for the first, which stays
+    return probabilities.masked_fill((before >= top_p).gather(-1, order.argsort(dim=-1)), 0.0)
+
+
+def no_repeated_ngrams(next_logits: NextLogits, n: int) -> NextLogits:
+    """Forbid every token that would complete a run of `n` tokens which the sequence already holds."""
+
+    def blocked(tokens: Tensor) -> Tensor:
+        logits = next_logits(tokens)
+        if tokens.shape[1] < n:
+            return logits
+        runs = tokens.unfold(1, n, 1)  # [N, L - n + 1, n]
+        newest = tokens[:, tokens.shape[1] - n + 1 :]  # [N, n - 1]: the start of the next run
+        repeated = (runs[:, :, :-1] == newest[:, None]).all(dim=-1)  # [N, L - n + 1]
+        counts = torch.zeros_like(logits).scatter_add(1, runs[:, :, -1], repeated.to(logits.dtype))
+        return logits.masked_fill(counts > 0, float("-inf"))
+
+    return blocked
+
+
+def _finished(tokens: Int[Tensor, "N L"], max_len: Int[Tensor, " N"], start_len: int = 1) -> Bool[Tensor, " N"]:
+    written = tokens[:, start_len:]
+    return (written == EOS).any(dim=1) | (written.shape[1] >= max_len)
 
 
 def _written(ids: list[int]) -> list[int]:
@@ -80,6 +126,16 @@ def seq2seq_next_logits(
         masks = seq2seq_masks(src_valid, torch.ones_like(tgt, dtype=torch.bool))
         hidden, _, _ = model.decode(tgt, memory, masks)
         return model.embedding.logits(hidden[:, -1])
+
+    return next_logits
+
+
+def decoder_only_next_logits(model: DecoderOnly) -> NextLogits:
+    """The function that scores the next token of texts without padding."""
+
+    def next_logits(tokens: Tensor) -> Tensor:
+        logits, _ = model(tokens, causal_mask(tokens.shape[1], device=tokens.device))
+        return logits[:, -1]
 
     return next_logits
 

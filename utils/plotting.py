@@ -56,7 +56,7 @@ def plot_mask(
     if check_mask(mask).shape[:2] != (1, 1):
         raise ValueError(f"mask has shape {list(mask.shape)}; choose one sample and head: mask[b:b+1, h:h+1].")
     plane, ax = mask[0, 0].cpu(), ax or plt.gca()
-    ax.imshow(plane, cmap=ListedColormap([BLOCKED, ALLOWED]), vmin=0, vmax=1)
+    ax.imshow(plane.numpy(), cmap=ListedColormap([BLOCKED, ALLOWED]), vmin=0, vmax=1)
     rows, columns = (~plane).nonzero(as_tuple=True)
     if plane.numel() <= 1024:
         ax.scatter(columns, rows, marker="x", s=3000 / max(plane.shape) ** 2, color="#777777", linewidths=0.8)
@@ -79,7 +79,7 @@ def plot_weights(
     A cell that is exactly 0 says "0"; a small weight that is not, "0.00".
     """
     plane, ax = weights.detach().float().cpu(), ax or plt.gca()
-    ax.imshow(plane, cmap="cividis", vmin=0, vmax=1)
+    ax.imshow(plane.numpy(), cmap="cividis", vmin=0, vmax=1)
     if max(plane.shape) <= 8:
         for row, column in torch.cartesian_prod(*map(torch.arange, plane.shape)).tolist():
             value = plane[row, column].item()
@@ -114,13 +114,14 @@ def plot_side_by_side(
 ) -> Figure:
     """A figure with one picture for each title: masks (boolean, 4-D) and weights ([Lq, Lk]) in their own way.
 
-    `size` is the width of one picture in inches. Row labels stand on the first picture only.
+    `size` is the width of one picture in inches. Pictures with the rows of the first one leave their labels to it.
     """
     figure, axes = plt.subplots(1, len(planes), figsize=(size * len(planes), size), squeeze=False, layout="constrained")
+    rows = next(iter(planes.values())).shape[-2]
     for ax, (title, plane) in zip(axes[0], planes.items(), strict=True):
         draw = plot_mask if plane.dtype == torch.bool else plot_weights
         draw(plane, ax=ax, queries=queries, keys=keys, title=title)
-        if ax is not axes[0, 0]:
+        if ax is not axes[0, 0] and plane.shape[-2] == rows:
             ax.set(ylabel="", yticklabels=[])
     return figure
 

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from utils.corpora import Seq2SeqBatch
-from utils.transformer import DecoderOnly, Transformer, TransformerConfig, seq2seq_masks
+from utils.corpora import Seq2SeqBatch, TextBatch
+from utils.transformer import DecoderOnly, Transformer, TransformerConfig, decoder_only_mask, seq2seq_masks
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
 SECONDS_BETWEEN_SAVES = 60
@@ -53,6 +53,13 @@ def seq2seq_loss(model: Transformer, batch: Seq2SeqBatch, *, label_smoothing: fl
     labels, labels_valid = batch.tgt[:, 1:], batch.tgt_valid[:, 1:]
     logits, _ = model(batch.src, batch.tgt[:, :-1], masks)
     return token_loss(logits, labels, labels_valid, label_smoothing=label_smoothing), int(labels_valid.sum())
+
+
+def language_loss(model: DecoderOnly, batch: TextBatch) -> tuple[Tensor, int]:
+    """From the text up to token t predict token t + 1, if that one is scored. Returns (loss, number of labels)."""
+    logits, _ = model(batch.tokens[:, :-1], decoder_only_mask(batch.valid[:, :-1]))
+    labels, scored = batch.tokens[:, 1:], batch.scored[:, 1:]
+    return token_loss(logits, labels, scored), int(scored.sum())
 
 
 @dataclass

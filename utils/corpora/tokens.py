@@ -1,0 +1,43 @@
+"""Text to token ids, and ids to padded tensors with the flags of the real tokens."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Int
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+PAD, BOS, EOS, UNK = range(4)
+SPECIAL_TOKENS = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]  # in the order of their ids
+
+
+def train_tokenizer(lines: Sequence[str], vocab_size: int) -> Tokenizer:
+    """A byte-pair encoding (Sennrich et al., 2016) of lower-cased text with ids 0-3 for the special tokens.
+
+    One tokenizer for source and target together: names and numbers then keep their pieces in both languages.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    spaces = [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]  # "▁a ▁man ." decodes to "a man."
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(spaces)
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False)
+    tokenizer.train_from_iterator(lines, trainer)
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, lines: Sequence[str], *, bos: bool = False) -> list[list[int]]:
+    """Token ids of each line, [EOS] behind it and, if asked, [BOS] in front."""
+    start = [BOS] if bos else []
+    return [start + encoding.ids + [EOS] for encoding in tokenizer.encode_batch(list(lines))]
+
+
+def pad(sequences: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+    """Fill up on the right to the longest sequence: (tokens, valid), valid = True for real tokens.
+
+    The flags come from the lengths, never from comparing ids with PAD: so no token is lost if an id is used twice.
+    """
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    tokens = pad_sequence([torch.tensor(sequence) for sequence in sequences], batch_first=True, padding_value=PAD)
+    return tokens, torch.arange(tokens.shape[1]) < lengths[:, None]
