@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from utils import corpora
-from utils.corpora import BOS, EOS, PAD, BucketedPairs, Corpus, DownloadError, fetch
+from utils.corpora import BOS, EOS, PAD, BucketedPairs, BucketedTexts, Corpus, DownloadError, fetch
 
 CONTENT = gzip.compress(b"ein Mann\nzwei Hunde\n", mtime=0)
 TINY = Corpus("tiny", "http://127.0.0.1:9/", {"a.txt.gz": hashlib.sha256(CONTENT).hexdigest()})
@@ -141,3 +141,22 @@ def test_the_order_depends_on_seed_and_epoch_alone(pairs):
     first, again, other = (list(pairs(epoch)) for epoch in (0, 0, 1))
     assert all(torch.equal(a.src, b.src) for a, b in zip(first, again, strict=True))
     assert any(a.src.shape != b.src.shape or not torch.equal(a.src, b.src) for a, b in zip(first, other, strict=False))
+
+
+def test_a_batch_of_texts_keeps_its_loss_mask_and_never_scores_padding():
+    batch = corpora.text_batch([[5, 6, 7], [8]], [[False, True, True], [True]])
+    assert batch.tokens.tolist() == [[5, 6, 7], [8, PAD, PAD]]
+    assert batch.valid.tolist() == [[True, True, True], [True, False, False]]
+    assert batch.scored.tolist() == [[False, True, True], [True, False, False]]
+
+
+def test_texts_and_their_flags_must_fit(raw_errors):
+    with pytest.raises(ValueError, match="one flag for each token"):
+        BucketedTexts([[5, 6]], [[True]], max_tokens=8)
+
+
+def test_an_epoch_holds_each_text_once():
+    texts = [[10 + n] * (1 + n % 7) for n in range(50)]
+    batches = list(BucketedTexts(texts, max_tokens=16)(0))
+    assert sorted((token - 10) for batch in batches for token in batch.tokens[:, 0].tolist()) == list(range(50))
+    assert all(torch.equal(batch.scored, batch.valid) for batch in batches)

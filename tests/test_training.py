@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.corpora import BOS, EOS, BucketedPairs, train_tokenizer
-from utils.training import load_checkpoint, save_checkpoint, seq2seq_loss, token_loss, train
-from utils.transformer import DecoderOnly, Transformer, TransformerConfig
+from utils.corpora import BOS, EOS, BucketedPairs, text_batch, train_tokenizer
+from utils.training import language_loss, load_checkpoint, save_checkpoint, seq2seq_loss, token_loss, train
+from utils.transformer import DecoderOnly, Transformer, TransformerConfig, decoder_only_mask
 
 CONFIG = TransformerConfig(vocab_size=20, d_model=16, num_heads=2, d_ff=32, num_layers=1, dropout=0.1)
 
@@ -150,3 +150,14 @@ def test_label_smoothing_is_that_of_pytorch():
     logits, labels = torch.randn(1, 4, 7), torch.randint(0, 7, (1, 4))
     ours = token_loss(logits, labels, torch.ones(1, 4, dtype=torch.bool), label_smoothing=0.1)
     torch.testing.assert_close(ours, F.cross_entropy(logits[0], labels[0], label_smoothing=0.1))
+
+
+def test_a_language_model_is_scored_on_the_flagged_tokens_alone():
+    torch.manual_seed(0)
+    model = DecoderOnly(CONFIG).eval()
+    batch = text_batch([[1, 5, 6, 7, 2], [1, 8, 2]], [[False, False, True, False, True], [False, True, False]])
+    logits, _ = model(batch.tokens, decoder_only_mask(batch.valid))
+    terms = [-logits[b, t - 1].log_softmax(-1)[batch.tokens[b, t]] for b, t in ((0, 2), (0, 4), (1, 1))]
+    loss, tokens = language_loss(model, batch)
+    torch.testing.assert_close(loss, torch.stack(terms).mean())
+    assert tokens == 3

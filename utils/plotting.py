@@ -22,7 +22,7 @@ from torch import Tensor
 from utils.masks import check_mask, dead_rows
 
 PALETTE = sns.color_palette("colorblind")
-ALLOWED, BLOCKED, DEAD = PALETTE[0], "#e8e8e8", PALETTE[3]  # blue, grey, vermilion
+ALLOWED, BLOCKED, DEAD = PALETTE[0], "#e8e8e8", PALETTE[3]  # blue, grey, orange
 
 sns.set_theme(context="notebook", style="white", palette="colorblind")
 
@@ -47,7 +47,7 @@ def plot_mask(
     keys: Sequence[str] | None = None,
     title: str = "",
 ) -> Axes:
-    """Draw one mask, [1, 1, Lq, Lk]: blue = may attend, grey with a cross = may not, red frame = dead row.
+    """Draw one mask, [1, 1, Lq, Lk]: blue = may attend, grey with a cross = may not, orange frame = dead row.
 
     `queries` and `keys` name the rows and columns, for example with the tokens.
 
