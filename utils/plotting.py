@@ -8,6 +8,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import seaborn as sns
@@ -23,6 +24,7 @@ from utils.masks import check_mask, dead_rows
 
 PALETTE = sns.color_palette("colorblind")
 ALLOWED, BLOCKED, DEAD = PALETTE[0], "#e8e8e8", PALETTE[3]  # blue, grey, orange
+LINE_STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
 sns.set_theme(context="notebook", style="white", palette="colorblind")
 
@@ -129,7 +131,7 @@ def plot_side_by_side(
 def plot_losses(losses: Mapping[str, Sequence[float]], *, ax: Axes | None = None, window: int = 10) -> Axes:
     """Draw the loss of each named run against its steps, as the mean of the last `window` steps (nats a token)."""
     ax = ax or plt.gca()
-    for (name, values), style in zip(losses.items(), ("-", "--", ":", "-.") * len(losses), strict=False):
+    for (name, values), style in zip(losses.items(), cycle(LINE_STYLES), strict=False):
         means = torch.tensor(values).unfold(0, min(window, len(values)), 1).mean(dim=-1)
         ax.plot(range(len(values) - len(means) + 1, len(values) + 1), means, style, label=name)
     ax.set(xlabel="step", ylabel="loss (nats a token)")
