@@ -1,18 +1,97 @@
 """What every benchmark writes down beside its numbers."""
 
+import argparse
 import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+
+from utils.corpora import BucketedPairs, encode, train_tokenizer
+from utils.training import History, Model, load_checkpoint, save_checkpoint, seq2seq_loss, train
+from utils.transformer import Transformer, TransformerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def common_arguments(description: str, data: str, splits: Sequence[str]) -> argparse.ArgumentParser:
+    """The flags of every benchmark that trains a model; `data` says what its folder holds."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help=f"folder with {data}; default: download")
+    parser.add_argument("--minutes", type=float, default=5.0, help="minutes of training")
+    parser.add_argument("--split", choices=splits, default=splits[-1])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layers", type=int, default=2, help="layers of the encoder, and of the decoder")
+    parser.add_argument("--d-model", type=int, default=128)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument(
+        "--resume", type=Path, help="file for the state of the run: saved each minute, and gone on from"
+    )
+    parser.add_argument("--save", type=Path, help="write the trained model there, .safetensors")
+    parser.add_argument("--evaluate", type=Path, nargs=2, metavar=("SRC", "TGT"), help="score the shipped checkpoint")
+    parser.add_argument("--json", type=Path, help="write the result there")
+    return parser
+
+
+def training_arguments(description: str, data: str, splits: Sequence[str]) -> argparse.ArgumentParser:
+    """The common flags, and those of models that read and write text."""
+    parser = common_arguments(description, data, splits)
+    parser.add_argument("--vocabulary", type=int, default=4000, help="joint byte-pair pieces")
+    parser.add_argument("--max-tokens", type=int, default=2048, help="sentences times tokens of a batch")
+    parser.add_argument("--beam", type=int, default=5, help="beam size; 1 is greedy")
+    return parser
+
+
+def training_record(model: Model, history: History, labels_in_an_epoch: int, lines: Iterable[str]) -> dict:
+    """What a training run did, and on which lines of text."""
+    return {
+        "minutes": round(history.seconds / 60, 2),
+        "epochs": round(history.tokens / labels_in_an_epoch, 2),
+        "target_tokens": history.tokens,
+        "target_tokens_per_second": round(history.tokens_per_second),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "final_loss": round(sum(history.losses[-100:]) / len(history.losses[-100:]), 3),
+        "train_sha256": digest(lines),
+    }
+
+
+def train_seq2seq(
+    args: argparse.Namespace, sources: list[str], targets: list[str], *, source_limit: int | None = None
+) -> tuple[Transformer, Tokenizer, dict]:
+    """An encoder-decoder trained on pairs of texts, its tokenizer, and the record of the training."""
+    tokenizer = train_tokenizer(sources + targets, args.vocabulary)
+    sides = encode(tokenizer, sources, limit=source_limit), encode(tokenizer, targets, bos=True)
+    pairs = BucketedPairs(*sides, max_tokens=args.max_tokens, seed=args.seed)
+    torch.manual_seed(args.seed)
+    config = TransformerConfig(
+        args.vocabulary, args.d_model, d_ff=2 * args.d_model, num_layers=args.layers, dropout=args.dropout
+    )
+    model = Transformer(config).to("cuda" if torch.cuda.is_available() else "cpu")
+    history = train(
+        model, seq2seq_loss, pairs, minutes=args.minutes, learning_rate=args.learning_rate, checkpoint=args.resume
+    )
+    labels = sum(len(ids) - 1 for ids in pairs.targets)
+    return model, tokenizer, training_record(model, history, labels, sources + targets)
+
+
+def score_and_save(
+    result: dict, model: Model, tokenizer: Tokenizer, save: Path | None, scores: Callable[[Model, Tokenizer], dict]
+) -> None:
+    """Add the scores to the result, and save the model with it; what is scored is the saved file, as a reader's."""
+    if save:
+        save_checkpoint(save, model, tokenizer, result)
+        model, tokenizer, _ = load_checkpoint(save)
+    result["scores"] = scores(model, tokenizer)
+    if save:
+        save_checkpoint(save, model, tokenizer, result)
 
 
 def surroundings() -> dict:

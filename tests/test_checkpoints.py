@@ -1,11 +1,13 @@
 """What is shipped in data/checkpoints/ loads, is complete, and does what its record says."""
 
+import math
+
 import pytest
 
-from utils.corpora import CACHE, load_multi30k
-from utils.decoding import translate
-from utils.scores import bleu_13a
-from utils.training import CHECKPOINTS, load_checkpoint
+from utils.corpora import CACHE, ImageBatches, image_tokens, load_aeslc, load_fashion_mnist, load_multi30k
+from utils.decoding import summarize, translate
+from utils.scores import bleu_13a, rouge
+from utils.training import CHECKPOINTS, language_loss, load_checkpoint, mean_loss
 
 SHIPPED = sorted(CHECKPOINTS.glob("*.safetensors"))
 
@@ -32,3 +34,22 @@ def test_the_translator_reaches_the_score_of_its_record():
     model, tokenizer, record = load_checkpoint(CHECKPOINTS / "translation_en_de.safetensors")
     sources, targets = (side[:200] for side in load_multi30k("val", ["en", "de"]))
     assert abs(bleu_13a(translate(model, tokenizer, sources), targets) - record["scores"]["greedy"]["bleu_13a"]) < 5
+
+
+@pytest.mark.skipif(not (CACHE / "fashion-mnist").exists(), reason="Fashion-MNIST is not in data/cache/")
+def test_the_painter_reaches_the_score_of_its_record():
+    """On a hundred of the ten thousand test images, so with some room on both sides."""
+    model, _, record = load_checkpoint(CHECKPOINTS / "image_generation.safetensors")
+    images = load_fashion_mnist("t10k", size=record["size"], levels=record["levels"])
+    batches = ImageBatches(image_tokens(images, record["levels"])[:100], batch_size=50)(0)
+    bits = mean_loss(model, language_loss, batches) / math.log(2)
+    assert abs(bits - record["scores"]["bits_per_pixel"]) < 0.15
+
+
+@pytest.mark.skipif(not (CACHE / "aeslc").exists(), reason="AESLC is not in data/cache/")
+def test_the_subject_writer_reaches_the_score_of_its_record():
+    """On a slice of the validation set, so with some room on both sides."""
+    model, tokenizer, record = load_checkpoint(CHECKPOINTS / "summarization.safetensors")
+    bodies, subjects = (side[::5] for side in load_aeslc("dev"))
+    found = rouge(summarize(model, tokenizer, [" ".join(body) for body in bodies]), subjects)
+    assert abs(found["rouge1"] - record["scores"]["greedy"]["rouge1"]) < 2

@@ -2,14 +2,30 @@
 
 import gzip
 import hashlib
+import io
+import re
+import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 import pytest
 import torch
 
 from utils import corpora
-from utils.corpora import BOS, EOS, PAD, BucketedPairs, BucketedTexts, Corpus, DownloadError, fetch
+from utils.corpora import (
+    BOS,
+    EOS,
+    PAD,
+    BucketedPairs,
+    BucketedTexts,
+    Corpus,
+    DownloadError,
+    appointments,
+    download,
+    fetch,
+)
+from utils.corpora.appointments import ACCEPTED, CHOICES
 
 CONTENT = gzip.compress(b"ein Mann\nzwei Hunde\n", mtime=0)
 TINY = Corpus("tiny", "http://127.0.0.1:9/", {"a.txt.gz": hashlib.sha256(CONTENT).hexdigest()})
@@ -78,6 +94,97 @@ def test_a_missing_file_is_said(mirror, tmp_path):
         fetch(Corpus("other", "", TINY.digests), "a.txt.gz", cache=tmp_path)
 
 
+def packed(files, compresslevel):
+    """A .tar.gz with these files in this order."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=compresslevel) as archive:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text.encode())
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+FILES = {"top/b.txt": "zwei Hunde", "top/a.txt": "ein Mann"}
+
+
+@pytest.fixture
+def packed_corpus(tmp_path):
+    (tmp_path / "published.tar.gz").write_bytes(packed(FILES, 9))
+    digest = download.archive_digest(tmp_path / "published.tar.gz")
+    return TINY._replace(digests={"a.txt.gz": digest}, digest_of=download.archive_digest)
+
+
+def test_an_archive_may_be_packed_in_another_way(mirror, tmp_path, packed_corpus):
+    other = packed(dict(reversed(FILES.items())), 1)
+    mirror.answer = other, len(other)
+    path = fetch(packed_corpus, "a.txt.gz", cache=tmp_path)
+    assert download.archived(path) == [("top/a.txt", b"ein Mann"), ("top/b.txt", b"zwei Hunde")]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [packed(FILES | {"top/a.txt": "ein Hund"}, 9), packed({"top/a.txt": "ein Mann"}, 9), packed(FILES, 9)[:60], b"x"],
+    ids=["another content", "a file missing", "cut off", "no archive"],
+)
+def test_an_archive_with_anything_else_in_it_is_refused_and_not_kept(mirror, tmp_path, packed_corpus, bad):
+    mirror.answer = bad, len(bad)
+    with pytest.raises(DownloadError, match="not the published ones"):
+        fetch(packed_corpus, "a.txt.gz", cache=tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_gzipped_file_may_be_packed_in_another_way_but_hold_nothing_else(mirror, tmp_path):
+    digest = hashlib.sha256(gzip.decompress(CONTENT)).hexdigest()
+    corpus = TINY._replace(digests={"a.txt.gz": digest}, digest_of=download.gunzipped_digest)
+    for content, kept in ((b"ein Hund\n", False), (gzip.decompress(CONTENT), True)):
+        body = gzip.compress(content, compresslevel=1, mtime=5)
+        mirror.answer = body, len(body)
+        if kept:
+            assert fetch(corpus, "a.txt.gz", cache=tmp_path).read_bytes() == body != CONTENT
+        else:
+            with pytest.raises(DownloadError, match="not the published ones"):
+                fetch(corpus, "a.txt.gz", cache=tmp_path)
+
+
+def test_a_file_with_an_address_of_its_own_is_fetched_from_there(mirror, tmp_path, monkeypatch):
+    address = f"http://127.0.0.1:{mirror.server_port}/tiny/a.txt.gz"
+    monkeypatch.delenv("SERIES_DATA_MIRROR")
+    assert fetch(TINY._replace(urls={"a.txt.gz": address}), "a.txt.gz", cache=tmp_path).read_bytes() == CONTENT
+
+
+def test_a_mail_has_sentences_and_a_subject_and_no_notes_of_annotators(tmp_path):
+    mail = "Hi  Ann,\tplease call.\n\nThanks,\n\n@subject\nA  call\n\n@ann0\nplease call\n\n@ann1\nring\n"
+    files = {"x/enron_subject_line/dev/a.subject": mail, "x/enron_subject_line/test/a.subject": "b\n@subject\nc\n"}
+    (tmp_path / next(iter(corpora.AESLC.digests))).write_bytes(packed(files, 1))
+    assert corpora.load_aeslc("dev", folder=tmp_path) == ([["Hi Ann, please call.", "Thanks,"]], ["A call"])
+    with pytest.raises(ValueError, match="train, dev and test"):
+        corpora.load_aeslc("val", folder=tmp_path)
+
+
+def agreed(dialogue):
+    """The plan that a listener notes down: each proposal that is accepted replaces a part of it."""
+    turns = re.split(r" ?\b[a-z]+: ", dialogue)[1:]
+    kinds = {kind: re.compile("|".join(values)) for kind, values in CHOICES.items()}
+    plan = {kind: pattern.search(turns[0])[0] for kind, pattern in kinds.items()}
+    for turn, answer in pairwise(turns):
+        if answer in ACCEPTED and turn != turns[0]:
+            plan |= {kind: found[0] for kind, pattern in kinds.items() if (found := pattern.search(turn))}
+    return " ".join(plan.values())
+
+
+def test_a_summary_says_what_was_agreed():
+    dialogues, summaries = appointments(500)
+    assert all(summary.endswith(f" {agreed(line)}.") for line, summary in zip(dialogues, summaries, strict=True))
+
+
+def test_appointments_are_different_repeatable_and_prefixes_of_one_another():
+    dialogues, summaries = appointments(2000, seed=1)
+    assert len(set(dialogues)) == 2000
+    assert appointments(300, seed=1) == (dialogues[:300], summaries[:300])
+    assert appointments(300, seed=2) != (dialogues[:300], summaries[:300])
+
+
 def test_parallel_files_must_have_equally_many_lines(tmp_path):
     for language, lines in {"en": "a\nb\n", "de": "a\n"}.items():
         (tmp_path / f"val.{language}.gz").write_bytes(gzip.compress(lines.encode()))
@@ -99,6 +206,12 @@ def test_tokens_decode_to_the_lower_cased_text():
     ids = corpora.encode(tokenizer, lines, bos=True)
     assert [(row[0], row[-1]) for row in ids] == [(BOS, EOS)] * 2
     assert tokenizer.decode_batch(ids) == [line.lower() for line in lines]
+
+
+def test_a_long_line_is_cut_before_its_end_mark():
+    tokenizer = corpora.train_tokenizer(["a b c d"], 80)
+    (whole,) = corpora.encode(tokenizer, ["a b c d"], bos=True)
+    assert corpora.encode(tokenizer, ["a b c d"], bos=True, limit=2) == [[*whole[:3], EOS]]
 
 
 def test_padding_flags_come_from_lengths_even_if_the_padding_id_is_a_token():

@@ -13,9 +13,17 @@ from utils.decoding import (
     no_repeated_ngrams,
     sample,
     seq2seq_next_logits,
+    summarize,
     translate,
 )
-from utils.transformer import DecoderOnly, Transformer, TransformerConfig, decoder_only_mask, seq2seq_masks
+from utils.transformer import (
+    DecoderOnly,
+    Seq2SeqMasks,
+    Transformer,
+    TransformerConfig,
+    decoder_only_mask,
+    seq2seq_masks,
+)
 
 VOCAB = 6  # PAD, BOS, EOS, UNK and two words
 
@@ -78,6 +86,16 @@ def test_the_scores_of_the_next_token_are_those_of_the_whole_forward(model):
     torch.testing.assert_close(seq2seq_next_logits(model, src, valid)(tgt), logits[:, -1])
 
 
+def test_other_masks_take_the_place_of_the_right_ones(model):
+    src, valid = torch.randint(4, 60, (2, 5)), torch.arange(5) < torch.tensor([[5], [3]])
+    tgt, no_masks = torch.full((2, 1), BOS), Seq2SeqMasks(None, None, None)
+    logits, _ = model(src, tgt, no_masks)
+    torch.testing.assert_close(
+        seq2seq_next_logits(model, src, valid, build_masks=lambda *_: no_masks)(tgt), logits[:, -1]
+    )
+    assert not torch.allclose(seq2seq_next_logits(model, src, valid)(tgt)[1], logits[1, -1])
+
+
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_a_line_is_translated_the_same_alone_and_in_a_batch(model, beam_size):
     lines = ["a man", "two dogs play in the sun", "a", "the man and the two dogs"]
@@ -86,6 +104,22 @@ def test_a_line_is_translated_the_same_alone_and_in_a_batch(model, beam_size):
     alone = [translate(model, tokenizer, [line], beam_size=beam_size)[0] for line in lines]
     assert together == alone
     assert any(together)
+
+
+def test_a_summary_is_as_short_as_asked_and_repeats_no_pair(model):
+    lines = ["a man", "two dogs play in the sun", "a", "the man and the two dogs"]
+    tokenizer = train_tokenizer(lines, 60)
+    written = [tokenizer.encode(text).ids for text in summarize(model, tokenizer, lines, max_len=7, no_repeat=2)]
+    assert max(map(len, written)) > 2
+    assert all(len(ids) <= 7 and not has_repeated_runs(ids, 2) for ids in written)
+
+
+def test_of_a_long_text_the_encoder_reads_the_first_pieces_and_the_end_mark(model, monkeypatch):
+    lines = ["two dogs play in the sun", "two dogs play and the man"]
+    tokenizer, read, encode = train_tokenizer(lines, 60), [], model.encode
+    monkeypatch.setattr(model, "encode", lambda src, masks: read.append(src) or encode(src, masks))
+    summarize(model, tokenizer, lines, source_limit=3)
+    assert read[0].tolist() == [[*tokenizer.encode("two dogs play").ids, EOS]] * 2
 
 
 def loop_model(tokens):

@@ -35,7 +35,7 @@ def test_the_package_imports_only_what_is_a_dependency():
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "utils").rglob("*.py"))
     imports = set(re.findall(r"^(?:from|import) (\w+)", sources, re.MULTILINE))
     foreign = imports - set(sys.stdlib_module_names) - {"utils", "IPython"}
-    assert foreign <= names(PROJECT["dependencies"])
+    assert {name.replace("_", "-") for name in foreign} <= names(PROJECT["dependencies"])
 
 
 def test_readme_links_every_notebook_and_nothing_that_is_missing():

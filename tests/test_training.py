@@ -5,7 +5,16 @@ import torch
 import torch.nn.functional as F
 
 from utils.corpora import BOS, EOS, BucketedPairs, text_batch, train_tokenizer
-from utils.training import language_loss, load_checkpoint, save_checkpoint, seq2seq_loss, token_loss, train
+from utils.masks import full_mask
+from utils.training import (
+    language_loss,
+    load_checkpoint,
+    mean_loss,
+    save_checkpoint,
+    seq2seq_loss,
+    token_loss,
+    train,
+)
 from utils.transformer import DecoderOnly, Transformer, TransformerConfig, decoder_only_mask
 
 CONFIG = TransformerConfig(vocab_size=20, d_model=16, num_heads=2, d_ff=32, num_layers=1, dropout=0.1)
@@ -161,3 +170,22 @@ def test_a_language_model_is_scored_on_the_flagged_tokens_alone():
     loss, tokens = language_loss(model, batch)
     torch.testing.assert_close(loss, torch.stack(terms).mean())
     assert tokens == 3
+
+
+def test_a_language_model_reads_under_the_mask_it_is_given():
+    torch.manual_seed(0)
+    model = DecoderOnly(CONFIG).eval()
+    batch = text_batch([[1, 5, 6, 7]], [[True] * 4])
+    loss, _ = language_loss(model, batch, mask=full_mask(3))
+    torch.testing.assert_close(
+        loss, token_loss(model(batch.tokens[:, :-1], None)[0], batch.tokens[:, 1:], batch.valid[:, 1:])
+    )
+
+
+def test_the_mean_loss_weighs_labels_alike_however_they_are_batched():
+    torch.manual_seed(0)
+    model = DecoderOnly(CONFIG).train()
+    texts = [[1, 5, 6, 7, 2], [1, 8, 2], [1, 2]]
+    whole, *parts = (text_batch(rows, [[True] * len(row) for row in rows]) for rows in (texts, texts[:1], texts[1:]))
+    assert mean_loss(model, language_loss, parts) == pytest.approx(mean_loss(model, language_loss, [whole]), rel=1e-5)
+    assert mean_loss(model, language_loss, parts) == pytest.approx(language_loss(model, whole)[0].item(), rel=1e-5)

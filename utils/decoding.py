@@ -10,10 +10,12 @@ from tqdm.auto import tqdm
 
 from utils.corpora import BOS, EOS, PAD, buckets, encode, pad
 from utils.masks import causal_mask
-from utils.transformer import DecoderOnly, Transformer, seq2seq_masks
+from utils.transformer import DecoderOnly, Seq2SeqMasks, Transformer, seq2seq_masks
 
 # Int[N, L], the tokens so far -> Float[N, V], the logits of the next one
 NextLogits = Callable[[Tensor], Tensor]
+# Bool[N, Ls] and Bool[N, Lt], the real tokens of source and target -> the masks of an encoder-decoder
+BuildMasks = Callable[[Tensor, Tensor], Seq2SeqMasks]
 
 
 def greedy_search(next_logits: NextLogits, start: Int[Tensor, "N 1"], max_len: Int[Tensor, " N"]) -> list[list[int]]:
@@ -112,18 +114,23 @@ def _written(ids: list[int]) -> list[int]:
 
 
 def seq2seq_next_logits(
-    model: Transformer, src: Int[Tensor, "N Ls"], src_valid: Bool[Tensor, "N Ls"], *, beam_size: int = 1
+    model: Transformer,
+    src: Int[Tensor, "N Ls"],
+    src_valid: Bool[Tensor, "N Ls"],
+    *,
+    beam_size: int = 1,
+    build_masks: BuildMasks = seq2seq_masks,
 ) -> NextLogits:
     """Encode the sources once, and return the function that scores the next target token.
 
-    With `beam_size` rows for each source, as `beam_search` wants them.
+    With `beam_size` rows for each source, as `beam_search` wants them. Give wrong masks to see what they do.
     """
-    memory, _ = model.encode(src, seq2seq_masks(src_valid, src_valid))
+    memory, _ = model.encode(src, build_masks(src_valid, src_valid))
     memory = memory.repeat_interleave(beam_size, dim=0)
     src_valid = src_valid.repeat_interleave(beam_size, dim=0)
 
     def next_logits(tgt: Tensor) -> Tensor:
-        masks = seq2seq_masks(src_valid, torch.ones_like(tgt, dtype=torch.bool))
+        masks = build_masks(src_valid, torch.ones_like(tgt, dtype=torch.bool))
         hidden, _, _ = model.decode(tgt, memory, masks)
         return model.embedding.logits(hidden[:, -1])
 
@@ -140,7 +147,6 @@ def decoder_only_next_logits(model: DecoderOnly) -> NextLogits:
     return next_logits
 
 
-@torch.no_grad()
 def translate(
     model: Transformer, tokenizer: Tokenizer, lines: Sequence[str], *, beam_size: int = 1, max_tokens: int = 4096
 ) -> list[str]:
@@ -148,13 +154,54 @@ def translate(
 
     A translation has at most one and a half times as many tokens as its source, and ten.
     """
+    ids = encode(tokenizer, lines)
+    max_lens = [len(source) * 3 // 2 + 10 for source in ids]
+    return _write(model, tokenizer, ids, max_lens, beam_size=beam_size, max_tokens=max_tokens)
+
+
+def summarize(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    source_limit: int = 256,
+    max_len: int = 24,
+    beam_size: int = 1,
+    no_repeat: int | None = None,
+    max_tokens: int = 16384,
+    build_masks: BuildMasks = seq2seq_masks,
+) -> list[str]:
+    """Summarize texts in at most `max_len` tokens; of a text the first `source_limit` pieces are read.
+
+    With `no_repeat`, no run of so many tokens is written twice. `max_tokens` bounds texts times tokens of a batch.
+    """
+    ids = encode(tokenizer, texts, limit=source_limit)
+    settings = {"beam_size": beam_size, "max_tokens": max_tokens, "no_repeat": no_repeat, "build_masks": build_masks}
+    return _write(model, tokenizer, ids, [max_len] * len(ids), **settings)
+
+
+@torch.no_grad()
+def _write(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    sources: list[list[int]],
+    max_lens: list[int],
+    *,
+    beam_size: int,
+    max_tokens: int,
+    no_repeat: int | None = None,
+    build_masks: BuildMasks = seq2seq_masks,
+) -> list[str]:
+    """What the model writes for each source, which has its own `max_lens`: no text depends on its batch."""
     model.eval()
-    device, ids, results = model.embedding.weight.device, encode(tokenizer, lines), [""] * len(lines)
-    with tqdm(total=len(lines), desc="translating", leave=False) as bar:
-        for group in buckets([len(source) for source in ids], max_tokens // beam_size):
-            src, src_valid = (tensor.to(device) for tensor in pad([ids[index] for index in group]))
-            next_logits = seq2seq_next_logits(model, src, src_valid, beam_size=beam_size)
-            max_len = (src_valid.sum(dim=1) * 3 // 2 + 10).repeat_interleave(beam_size)
+    device, results = model.embedding.weight.device, [""] * len(sources)
+    with tqdm(total=len(sources), desc="writing", leave=False) as bar:
+        for group in buckets([len(source) for source in sources], max_tokens // beam_size):
+            src, src_valid = (tensor.to(device) for tensor in pad([sources[index] for index in group]))
+            next_logits = seq2seq_next_logits(model, src, src_valid, beam_size=beam_size, build_masks=build_masks)
+            if no_repeat:
+                next_logits = no_repeated_ngrams(next_logits, no_repeat)
+            max_len = torch.tensor([max_lens[index] for index in group], device=device).repeat_interleave(beam_size)
             start = torch.full((len(max_len), 1), BOS, device=device)
             if beam_size == 1:
                 outputs = greedy_search(next_logits, start, max_len)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
 from sacremoses import MosesTokenizer
 
 
@@ -16,3 +17,14 @@ def bleu_moses(hypotheses: Sequence[str], references: Sequence[str], language: s
     split = MosesTokenizer(language).tokenize
     hypotheses, references = ([split(line.lower(), return_str=True) for line in x] for x in (hypotheses, references))
     return sacrebleu.corpus_bleu(hypotheses, [references], tokenize="none", force=True).score
+
+
+def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L (Lin, 2004): the mean F1 of all pairs, 0 to 100, on stemmed English words.
+
+    Shared single words, shared pairs of neighbours, and the longest common subsequence.
+    """
+    kinds = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(kinds, use_stemmer=True)
+    pairs = [scorer.score(reference, output) for output, reference in zip(hypotheses, references, strict=True)]
+    return {kind: 100 * sum(pair[kind].fmeasure for pair in pairs) / len(pairs) for kind in kinds}

@@ -55,11 +55,27 @@ def seq2seq_loss(model: Transformer, batch: Seq2SeqBatch, *, label_smoothing: fl
     return token_loss(logits, labels, labels_valid, label_smoothing=label_smoothing), int(labels_valid.sum())
 
 
-def language_loss(model: DecoderOnly, batch: TextBatch) -> tuple[Tensor, int]:
-    """From the text up to token t predict token t + 1, if that one is scored. Returns (loss, number of labels)."""
-    logits, _ = model(batch.tokens[:, :-1], decoder_only_mask(batch.valid[:, :-1]))
+def language_loss(model: DecoderOnly, batch: TextBatch, *, mask: Tensor | None = None) -> tuple[Tensor, int]:
+    """From the text up to token t predict token t + 1, if that one is scored. Returns (loss, number of labels).
+
+    `mask` over all tokens but the last takes the place of `decoder_only_mask`: one [1, 1, L - 1, L - 1] is enough
+    where no text is padded.
+    """
+    mask = decoder_only_mask(batch.valid[:, :-1]) if mask is None else mask
+    logits, _ = model(batch.tokens[:, :-1], mask)
     labels, scored = batch.tokens[:, 1:], batch.scored[:, 1:]
     return token_loss(logits, labels, scored), int(scored.sum())
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, loss_of: Loss, batches: Iterable[Any]) -> float:
+    """The loss over all labels of all batches, in nats a label, without dropout. Divide by log 2 for bits."""
+    model.eval()
+    total = labels = 0
+    for batch in batches:
+        loss, count = loss_of(model, batch.to(next(model.parameters()).device))
+        total, labels = total + loss.item() * count, labels + count
+    return total / labels
 
 
 @dataclass

@@ -62,7 +62,8 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if self.d_model % 2 or self.d_model % self.num_heads:
             raise ValueError(
-                f"d_model = {self.d_model} must be even (sines, cosines) and a multiple of num_heads = {self.num_heads}."
+                f"d_model = {self.d_model} must be even and a multiple of num_heads = {self.num_heads}; "
+                "even, because position encodings are pairs of a sine and a cosine."
             )
 
 

@@ -27,10 +27,15 @@ def train_tokenizer(lines: Sequence[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, lines: Sequence[str], *, bos: bool = False) -> list[list[int]]:
-    """Token ids of each line, [EOS] behind it and, if asked, [BOS] in front."""
+def encode(
+    tokenizer: Tokenizer, lines: Sequence[str], *, bos: bool = False, limit: int | None = None
+) -> list[list[int]]:
+    """Token ids of each line, [EOS] behind it and, if asked, [BOS] in front.
+
+    With `limit`, only the first `limit` pieces of a line are kept.
+    """
     start = [BOS] if bos else []
-    return [start + encoding.ids + [EOS] for encoding in tokenizer.encode_batch(list(lines))]
+    return [start + encoding.ids[:limit] + [EOS] for encoding in tokenizer.encode_batch(list(lines))]
 
 
 def pad(sequences: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
