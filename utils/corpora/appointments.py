@@ -49,7 +49,7 @@ def _appointment(chance: random.Random) -> tuple[str, str]:
     for _ in range(chance.randrange(3)):
         changed, said = _exchange(chance, plan)
         plan, lines = changed, lines + said
-    if chance.random() < 0.4:  # in front of any line but the first, and before the last speaker says goodbye
+    if chance.random() < 0.4:  # after any answer, so that the turns still alternate
         place = chance.randrange(2, len(lines) + 1, 2)
         lines[place:place] = [_aside(chance, other), "really?"]
     lines.append("see you then.")
