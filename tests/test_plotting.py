@@ -13,6 +13,7 @@ from utils.masks import causal_mask, mask_from_text
 @pytest.fixture(autouse=True)
 def close_figures():
     plt.switch_backend("agg")
+    plt.close("all")  # other tests may have left one open
     yield
     plt.close("all")
 
@@ -53,3 +54,9 @@ def test_a_shown_figure_carries_its_text_and_is_closed(monkeypatch):
 def test_losses_are_drawn_as_means_of_the_last_steps():
     ax = plotting.plot_losses({"run": [4.0, 2.0, 0.0]}, window=2)
     assert ax.lines[0].get_xydata().tolist() == [[2, 3.0], [3, 1.0]]
+
+
+def test_more_runs_than_simple_line_styles_can_be_drawn():
+    ax = plotting.plot_losses({str(n): [1.0, 0.5] for n in range(6)})
+    assert [line.get_label() for line in ax.lines] == list("012345")
+    assert len(set(map(str, plotting.LINE_STYLES))) == 5

@@ -133,7 +133,7 @@ def plot_losses(losses: Mapping[str, Sequence[float]], *, ax: Axes | None = None
     ax = ax or plt.gca()
     for (name, values), style in zip(losses.items(), cycle(LINE_STYLES), strict=False):
         means = torch.tensor(values).unfold(0, min(window, len(values)), 1).mean(dim=-1)
-        ax.plot(range(len(values) - len(means) + 1, len(values) + 1), means, style, label=name)
+        ax.plot(range(len(values) - len(means) + 1, len(values) + 1), means, linestyle=style, label=name)
     ax.set(xlabel="step", ylabel="loss (nats a token)")
     ax.set_ylim(bottom=0)
     ax.legend()
