@@ -1,4 +1,4 @@
-# make lab    open the notebooks in JupyterLab
+# make lab    open the notebooks in JupyterLab; as root, in a container: make lab ARGS=--allow-root
 # make test   unit tests, then every notebook is executed and compared with its stored outputs
 # make run    execute all notebooks in place; make run NB=02 only that one
 # make audit-report  how many planted mask bugs the audit finds, and how many false alarms it gives
@@ -16,7 +16,7 @@ run test audit-report: export OMP_NUM_THREADS = 1
 .PHONY: lab test run audit-report lint stamp
 
 lab: .venv/ready
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks $(ARGS)
 
 test: .venv/ready-test
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \

@@ -111,3 +111,11 @@ def test_the_readme_follows_the_address():
 
 def test_only_what_is_not_installed_is_missing():
     assert dependencies.missing(["pooch>=99", "no-such-package-here>=1"]) == ["no-such-package-here>=1"]
+
+
+def test_a_bar_that_shows_itself_is_not_stored(write, quiet):
+    reset = "from tqdm.auto import tqdm\nbar = tqdm(total=3)\nbar.reset()  # shows a bar however long it is put off"
+    path = write(reset + "\nprint('kept')")
+    execute_notebooks.execute(path)
+    (output,) = nbformat.read(path, as_version=4).cells[1].outputs
+    assert output.text == "kept\n"

@@ -82,10 +82,18 @@ def clean(notebook: NotebookNode) -> None:
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not is_progress_bar(output)]
         for output in cell.get("outputs", []):
             output.get("data", {}).pop(WIDGET_VIEW, None)
             if output.output_type == "error":
                 output.traceback = [_without_root(line) for line in output.traceback]
+
+
+def is_progress_bar(output: NotebookNode) -> bool:
+    """Whether an output is a bar, which a download shows however long bars are put off."""
+    data = output.get("data", {})
+    return WIDGET_VIEW in data and "%|" in data.get("text/plain", "")
 
 
 def _without_root(text: str) -> str:
