@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from utils.attention import MultiHeadAttention, attention
+from utils.attention import KeyValueCache, MultiHeadAttention, attention
 from utils.conventions import to_multihead
 from utils.masks import all_of, causal_mask, dead_rows, full_mask, padding_mask, valid_from_lengths
 
@@ -254,6 +254,38 @@ def test_dropout_is_for_training_only(need_weights):
     assert not torch.equal(*twice())
     module.eval()
     assert torch.equal(*twice())
+
+
+# --- the key-value cache ---
+
+
+@pytest.mark.parametrize("chunks", [[5], [1] * 5, [2, 3], [1, 1, 3], [4, 0, 1]])
+def test_a_cache_returns_all_keys_and_values_in_order(chunks):
+    key, value, cache = torch.randn(B, H, 5, HEAD_DIM), torch.randn(B, H, 5, HEAD_DIM), KeyValueCache()
+    for new_key, new_value in zip(key.split(chunks, dim=2), value.split(chunks, dim=2), strict=True):
+        both = cache.append(new_key, new_value)
+        assert_close(both, (key[:, :, : cache.length], value[:, :, : cache.length]))
+    assert cache.length == 5
+
+
+def test_after_a_reordering_each_row_goes_on_from_its_parent():
+    key, value, new, cache = *torch.randn(3, 3, H, 4, HEAD_DIM), KeyValueCache()
+    cache.append(key, value)
+    cache.reorder(torch.tensor([2, 0, 2]))
+    all_keys, all_values = cache.append(new, new)
+    assert_close(all_keys, torch.cat((key[[2, 0, 2]], new), dim=2))
+    assert_close(all_values, torch.cat((value[[2, 0, 2]], new), dim=2))
+
+
+@BOTH_PATHS
+def test_with_a_cache_the_weights_are_the_rows_of_the_new_queries(need_weights):
+    module, x, cache, mask = MultiHeadAttention(12, H), torch.randn(B, LK, 12), KeyValueCache(), causal_mask(LK)
+    output, weights = module(x, x, mask, need_weights=need_weights)
+    for start, stop in [(0, 2), (2, 3), (3, LK)]:
+        new, rows = x[:, start:stop], mask[:, :, start:stop, :stop]
+        mixed, seen = module(new, new, rows, cache=cache, need_weights=need_weights)
+        assert_close(mixed, output[:, start:stop])
+        assert_close(seen, weights[:, :, start:stop, :stop] if need_weights else None)
 
 
 # --- errors ---

@@ -1,10 +1,12 @@
-"""Greedy and beam search against exhaustive search, and translation of batches."""
+"""Searches against exhaustive search, with a cache against without, and translation of batches."""
 
+from functools import partial
 from itertools import product
 
 import pytest
 import torch
 
+from utils.attention import KeyValueCache
 from utils.corpora import BOS, EOS, train_tokenizer
 from utils.decoding import (
     beam_search,
@@ -178,3 +180,131 @@ def test_the_next_token_of_a_text_is_that_of_the_whole_forward():
     tokens = torch.randint(4, 20, (2, 6))
     logits, _ = model(tokens, decoder_only_mask(torch.ones_like(tokens, dtype=torch.bool)))
     torch.testing.assert_close(decoder_only_next_logits(model)(tokens[:, :4]), logits[:, 3])
+
+
+# --- with a cache and without ---
+
+
+def language_model():
+    torch.manual_seed(0)
+    config = TransformerConfig(vocab_size=30, d_model=16, num_heads=2, d_ff=32, num_layers=2)
+    return DecoderOnly(config).double().eval()
+
+
+def recording(next_logits, record):
+    """The same function, which also keeps what it returned."""
+
+    def recorded(tokens):
+        record.append(next_logits(tokens))
+        return record[-1]
+
+    return recorded
+
+
+def sampled(next_logits, start, max_len):
+    generator = torch.Generator().manual_seed(0)
+    return sample(next_logits, start, max_len, temperature=1.5, top_p=0.9, generator=generator)
+
+
+def beam_of_3(next_logits, start, max_len):
+    return beam_search(next_logits, start, max_len, beam_size=3)
+
+
+def without_repetition(next_logits, start, max_len):
+    return beam_of_3(no_repeated_ngrams(next_logits, 2), start, max_len)
+
+
+SEARCHES = [(greedy_search, 1), (sampled, 1), (beam_of_3, 3), (without_repetition, 3)]
+
+
+def written_with_and_without(next_logits_of, search, start, max_len):
+    """What a search writes with the cache and without, [tokens, logits of every step] each."""
+    results = []
+    for cached in (True, False):
+        record = []
+        results.append((search(recording(next_logits_of(cached=cached), record), start, max_len), record))
+    return results
+
+
+@pytest.mark.parametrize("search, beam_size", SEARCHES, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize("lengths", [[1], [7], [2, 6, 1], [4, 4], [9, 3, 5, 8, 1]], ids=str)
+def test_prompts_padded_on_the_left_are_continued_the_same_with_the_cache(search, beam_size, lengths):
+    model, longest = language_model(), max(lengths)
+    valid = torch.tensor([[False] * (longest - length) + [True] * length for length in lengths])
+    start = torch.randint(4, 30, valid.shape).masked_fill(~valid, 0).repeat_interleave(beam_size, dim=0)
+    max_len = torch.tensor([12 + 5 * (row % 2) for row in range(len(lengths))]).repeat_interleave(beam_size)
+    with_cache, without = written_with_and_without(
+        partial(decoder_only_next_logits, model, valid, beam_size=beam_size), search, start, max_len
+    )
+    assert with_cache[0] == without[0]
+    torch.testing.assert_close(with_cache[1], without[1])
+
+
+@pytest.mark.parametrize("search, beam_size", SEARCHES, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize("lengths", [[3], [5, 2], [1, 6, 3, 4]], ids=str)
+def test_sources_are_answered_the_same_with_the_cache(model, search, beam_size, lengths):
+    model, src_valid = model.double(), torch.arange(6) < torch.tensor(lengths)[:, None]
+    src = torch.randint(4, 60, src_valid.shape)
+    start = torch.full((len(lengths) * beam_size, 1), BOS)
+    max_len = torch.arange(10, 10 + len(lengths)).repeat_interleave(beam_size)
+    with_cache, without = written_with_and_without(
+        partial(seq2seq_next_logits, model, src, src_valid, beam_size=beam_size), search, start, max_len
+    )
+    assert with_cache[0] == without[0]
+    torch.testing.assert_close(with_cache[1], without[1])
+
+
+def test_without_a_reordering_the_beams_go_wrong(monkeypatch):
+    model, start = language_model(), torch.randint(4, 30, (6, 4))
+    start, max_len = start[::3].repeat_interleave(3, dim=0), torch.full((6,), 12)
+    monkeypatch.setattr(KeyValueCache, "reorder", lambda *_: None)
+    of = partial(decoder_only_next_logits, model, beam_size=3)
+    (_, with_cache), (_, without) = written_with_and_without(of, beam_of_3, start, max_len)
+    assert not all(map(torch.allclose, with_cache, without))
+
+
+@pytest.mark.parametrize("search, beam_size", SEARCHES, ids=lambda value: getattr(value, "__name__", ""))
+def test_each_token_is_read_once(search, beam_size):
+    model, read = language_model(), []
+    model.embedding.register_forward_hook(lambda module, args, output: read.append(args[0].shape[1]))
+    start, max_len = torch.randint(4, 30, (1, 5)).expand(beam_size, -1), torch.full((beam_size,), 8)
+    search(decoder_only_next_logits(model, beam_size=beam_size), start, max_len)
+    assert read == [5] + [1] * (len(read) - 1)
+    assert len(read) > 3
+
+
+def test_a_cached_function_still_depends_on_nothing_but_the_tokens():
+    """It may be asked about the same text twice, other texts, shorter ones, fewer, or in another order."""
+    model, tokens = language_model(), torch.randint(4, 30, (4, 9))
+    cached, anew = decoder_only_next_logits(model, beam_size=2), decoder_only_next_logits(model, cached=False)
+    other = tokens.flip(1)
+    swapped = tokens[[1, 0, 3, 2]]
+    for asked in (tokens[:, :3], tokens[:, :5], tokens[:, :5], swapped[:, :7], other, tokens[:2, :3], tokens[:, :8]):
+        torch.testing.assert_close(cached(asked), anew(asked))
+    tokens[:, 0] = (tokens[:, 0] + 1) % 30  # in the tensor that was asked about last
+    torch.testing.assert_close(cached(tokens), anew(tokens))
+
+
+def test_masks_that_are_not_causal_are_never_cached(model):
+    src, valid = torch.randint(4, 60, (2, 5)), torch.ones(2, 5, dtype=torch.bool)
+
+    def without_causality(src_valid, tgt_valid):
+        return seq2seq_masks(src_valid, tgt_valid)._replace(decoder_self=None)
+
+    next_logits = seq2seq_next_logits(model, src, valid, build_masks=without_causality)
+    tgt = torch.randint(4, 60, (2, 4))
+    for length in range(1, 5):
+        logits, _ = model(src, tgt[:, :length], without_causality(valid, torch.ones(2, length, dtype=torch.bool)))
+        torch.testing.assert_close(next_logits(tgt[:, :length]), logits[:, -1])
+
+
+@pytest.mark.usefixtures("raw_errors")
+def test_prompts_that_end_with_padding_are_refused():
+    with pytest.raises(ValueError, match="a prompt ends with padding; expected padding on the left"):
+        decoder_only_next_logits(language_model(), torch.tensor([[True, True], [True, False]]))
+
+
+@pytest.mark.parametrize("search, beam_size", SEARCHES[::2], ids=lambda value: getattr(value, "__name__", ""))
+def test_searches_return_only_what_they_wrote(search, beam_size):
+    start, max_len = torch.tensor([[BOS, 4, 5, 5]]).expand(beam_size, -1), torch.full((beam_size,), 2)
+    assert search(loop_model, start, max_len) == [[4, 4]]

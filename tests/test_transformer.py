@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from utils.audit import audit_decoder
 from utils.masks import causal_mask, dead_rows, valid_from_lengths
 from utils.transformer import (
+    DecoderCache,
     DecoderOnly,
     Transformer,
     TransformerConfig,
@@ -254,6 +256,102 @@ def test_dead_rows_leave_logits_and_gradients_finite(need_weights):
     assert logits.isfinite().all()
     logits.square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+# --- the cache ---
+
+CHUNKS = pytest.mark.parametrize("chunks", [[1] * 5, [3, 1, 1], [2, 3], [1, 4], [5]], ids=str)
+
+
+@pytest.mark.parametrize("cached", range(5))
+def test_the_mask_of_the_new_tokens_is_their_rows_of_the_whole(cached):
+    whole, rows = seq2seq_masks(SRC_VALID, TGT_VALID), seq2seq_masks(SRC_VALID, TGT_VALID, cached=cached)
+    assert torch.equal(rows.decoder_self, whole.decoder_self[:, :, cached:])
+    assert torch.equal(rows.decoder_cross, whole.decoder_cross)
+    if cached == 4:  # the newest token may attend to every real one
+        assert torch.equal(rows.decoder_self[:, 0, 0], TGT_VALID)
+
+
+def read_in_chunks(
+    model, tokens, valid, chunks, mask_of=decoder_only_mask, positions_of=lambda valid: valid.cumsum(1) - 1
+):
+    """Logits of a decoder-only model that reads so many tokens at a time."""
+    cache, logits = DecoderCache(CONFIG.num_layers), []
+    positions = positions_of(valid).clamp(min=0)
+    for chunk in tokens.split(chunks, dim=1):
+        start, stop = cache.length, cache.length + chunk.shape[1]
+        mask = mask_of(valid[:, :stop], cached=start)
+        logits.append(model(chunk, mask, positions=positions[:, start:stop], cache=cache)[0])
+    return torch.cat(logits, dim=1)
+
+
+@CHUNKS
+@pytest.mark.parametrize("valid", [torch.ones_like(TGT_VALID), TGT_VALID.flip(1)], ids=["bare", "left"])
+def test_a_decoder_only_model_reads_chunks_as_it_reads_the_whole(chunks, valid):
+    model, tokens = random_model(DecoderOnly), random_tokens(3, 5)
+    positions = (valid.cumsum(1) - 1).clamp(min=0)
+    whole, _ = model(tokens, decoder_only_mask(valid), positions=positions)
+    assert_close(read_in_chunks(model, tokens, valid, chunks)[valid], whole[valid])
+
+
+@CHUNKS
+def test_a_decoder_reads_chunks_as_it_reads_the_whole_and_the_source_once(chunks):
+    model, src, tgt, valid = (
+        random_model(Transformer),
+        random_tokens(3, 6),
+        random_tokens(3, 5),
+        torch.ones(3, 5).bool(),
+    )
+    memory, _ = model.encode(src, seq2seq_masks(SRC_VALID, valid))
+    whole, _, _ = model.decode(tgt, memory, seq2seq_masks(SRC_VALID, valid))
+    cache, hidden = DecoderCache(CONFIG.num_layers), []
+    for chunk in tgt.split(chunks, dim=1):
+        stop = cache.length + chunk.shape[1]
+        masks = seq2seq_masks(SRC_VALID, valid[:, :stop], cached=cache.length)
+        hidden.append(model.decode(chunk, memory, masks, cache=cache)[0])
+    assert_close(torch.cat(hidden, dim=1), whole)
+    assert [layer.length for layer in cache.cross_attention] == [6] * CONFIG.num_layers
+
+
+def test_positions_count_on_from_the_cache_by_default():
+    model, tokens, cache = random_model(DecoderOnly), random_tokens(3, 5), DecoderCache(CONFIG.num_layers)
+    whole, _ = model(tokens, causal_mask(5))
+    model(tokens[:, :3], causal_mask(3), cache=cache)
+    assert_close(model(tokens[:, 3:], causal_mask(2, query_start=3), cache=cache)[0], whole[:, 3:])
+
+
+def aligned_to_the_first_key(valid, *, cached):
+    """The bug of is_causal=True: the rows of the first queries in place of the last ones."""
+    return decoder_only_mask(valid)[:, :, : valid.shape[1] - cached]
+
+
+def places_in_the_chunk(valid):
+    """The bug of positions that count padding."""
+    return torch.arange(valid.shape[1]).expand(valid.shape)
+
+
+@pytest.mark.parametrize(
+    "bug", [{"mask_of": aligned_to_the_first_key}, {"positions_of": places_in_the_chunk}], ids=["mask", "positions"]
+)
+def test_a_wrong_row_or_position_is_seen(bug):
+    model, tokens, valid = random_model(DecoderOnly), random_tokens(3, 5), TGT_VALID.flip(1)
+    right, wrong = (read_in_chunks(model, tokens, valid, [3, 1, 1], **bugs) for bugs in ({}, bug))
+    assert moved(right, wrong)[valid].any()
+
+
+def test_the_audit_finds_nothing_wrong_with_the_cache():
+    model = random_model(DecoderOnly)
+
+    def forward(tokens, valid):
+        return model(tokens, decoder_only_mask(valid), positions=(valid.cumsum(1) - 1).clamp(min=0))[0]
+
+    def step(tokens, valid, cache):
+        cache = cache or DecoderCache(CONFIG.num_layers)
+        positions = (valid.cumsum(1) - 1).clamp(min=0)[:, cache.length :]
+        logits, _ = model(tokens, decoder_only_mask(valid, cached=cache.length), positions=positions, cache=cache)
+        return logits, cache
+
+    assert not audit_decoder(forward, vocab_size=CONFIG.vocab_size, module=model, step=step, lengths=(1, 2, 5, 9))
 
 
 # --- weights ---

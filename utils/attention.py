@@ -4,7 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from utils.masks import check_mask
@@ -61,6 +61,37 @@ def _check_fit(mask: Tensor, query: Tensor, key: Tensor) -> None:
         )
 
 
+class KeyValueCache:
+    """The keys and values of the tokens that one attention has read, [B, H, L, Dh] each; `length` is L.
+
+    They lie in a buffer with room to spare, which doubles when it is full. Joining the old and the new ones at each
+    step would copy all of them for every token.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._buffer: Tensor | None = None  # [2, B, H, room, Dh], keys and values
+
+    def append(
+        self, key: Float[Tensor, "B H Lnew Dh"], value: Float[Tensor, "B H Lnew Dh"]
+    ) -> tuple[Float[Tensor, "B H L Dh"], Float[Tensor, "B H L Dh"]]:
+        """Keep the keys and values of new tokens behind those of the old ones, and return all of them."""
+        start, self.length = self.length, self.length + key.shape[2]
+        if self._buffer is None or self._buffer.shape[3] < self.length:
+            larger = key.new_empty(2, *key.shape[:2], max(self.length, 2 * start), key.shape[3])
+            if start:
+                larger[:, :, :, :start] = self._buffer[:, :, :, :start]
+            self._buffer = larger
+        self._buffer[0, :, :, start : self.length] = key
+        self._buffer[1, :, :, start : self.length] = value
+        key, value = self._buffer[:, :, :, : self.length]
+        return key, value
+
+    def reorder(self, rows: Int[Tensor, " N"]) -> None:
+        """Let row n go on from what row `rows[n]` has read, as a beam search needs that drops and doubles rows."""
+        self._buffer = self._buffer[:, rows]
+
+
 class MultiHeadAttention(nn.Module):
     """Attention in `num_heads` subspaces of size d_model / num_heads: Vaswani et al. (2017), section 3.2.2.
 
@@ -82,16 +113,21 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self,
         query_input: Float[Tensor, "B Lq D"],
-        key_value_input: Float[Tensor, "B Lk D"],
+        key_value_input: Float[Tensor, "B Lnew D"],
         mask: Tensor | None = None,
         *,
+        cache: KeyValueCache | None = None,
         need_weights: bool = False,
     ) -> tuple[Float[Tensor, "B Lq D"], Float[Tensor, "B H Lq Lk"] | None]:
         """Let every place of `query_input` collect from `key_value_input`; the same tensor twice: self-attention.
 
-        `mask`, the returned weights and the errors are those of `attention`.
+        With a `cache`, `key_value_input` holds only what the cache does not: its keys and values are appended, and
+        the queries meet all Lk of them. Without, Lk = Lnew. `mask`, the returned weights and the errors are those
+        of `attention`.
         """
         query, key, value = (self._split_heads(x) for x in self._project(query_input, key_value_input))
+        if cache is not None:
+            key, value = cache.append(key, value)  # [B, H, Lnew, Dh] -> [B, H, Lk, Dh]
         dropout_p = self.dropout if self.training else 0.0
         output, weights = attention(query, key, value, mask, dropout_p=dropout_p, need_weights=need_weights)
         return self.out_projection(output.transpose(1, 2).flatten(2)), weights  # [B, H, Lq, Dh] -> [B, Lq, D]

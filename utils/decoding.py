@@ -1,4 +1,7 @@
-"""Writing with a trained model: greedy and beam search over any function that scores the next token."""
+"""Writing with a trained model: greedy search, beam search and sampling over any function that scores the next token.
+
+Such a function takes all tokens so far. Those made here read each token once and keep its keys and values.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -9,30 +12,38 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from utils.corpora import BOS, EOS, PAD, buckets, encode, pad
-from utils.masks import causal_mask
-from utils.transformer import DecoderOnly, Seq2SeqMasks, Transformer, seq2seq_masks
+from utils.transformer import (
+    DecoderCache,
+    DecoderOnly,
+    Seq2SeqMasks,
+    Transformer,
+    decoder_only_mask,
+    seq2seq_masks,
+)
 
 # Int[N, L], the tokens so far -> Float[N, V], the logits of the next one
 NextLogits = Callable[[Tensor], Tensor]
+# Int[N, L], the tokens so far, and what is kept of the first ones or None -> Float[N, V], as above
+Read = Callable[[Tensor, DecoderCache | None], Tensor]
 # Bool[N, Ls] and Bool[N, Lt], the real tokens of source and target -> the masks of an encoder-decoder
 BuildMasks = Callable[[Tensor, Tensor], Seq2SeqMasks]
 
 
-def greedy_search(next_logits: NextLogits, start: Int[Tensor, "N 1"], max_len: Int[Tensor, " N"]) -> list[list[int]]:
-    """Take the likeliest token at each step until every sequence has written [EOS] or its `max_len` tokens.
+def greedy_search(next_logits: NextLogits, start: Int[Tensor, "N L"], max_len: Int[Tensor, " N"]) -> list[list[int]]:
+    """Take the likeliest token at each step, until [EOS] or `max_len` tokens after `start`.
 
-    Returns the written ids of each sequence without [BOS] and [EOS].
+    Returns the written ids of each sequence without `start` and [EOS].
     """
-    tokens = start
-    while not (finished := _finished(tokens, max_len)).all():
+    tokens, start_len = start, start.shape[1]
+    while not (finished := _finished(tokens, max_len, start_len)).all():
         newest = next_logits(tokens).argmax(dim=-1).masked_fill(finished, PAD)
         tokens = torch.cat((tokens, newest[:, None]), dim=1)
-    return [_written(row) for row in tokens.tolist()]
+    return [_written(row) for row in tokens[:, start_len:].tolist()]
 
 
 def beam_search(
     next_logits: NextLogits,
-    start: Int[Tensor, "NK 1"],
+    start: Int[Tensor, "NK L"],
     max_len: Int[Tensor, " NK"],
     *,
     beam_size: int,
@@ -41,13 +52,14 @@ def beam_search(
     """Keep the `beam_size` best beginnings of each sequence, and return the best that ended.
 
     `start` and `max_len` hold `beam_size` rows for each sequence, one after the other. Candidates are ranked by
-    log-probability / length ** length_penalty, because a sum of logarithms alone prefers short ones.
+    log-probability / length ** length_penalty, because a sum of logarithms alone prefers short ones; the length
+    counts what was written and one token of `start`. Returns the written ids without `start` and [EOS].
     """
-    tokens, count = start, len(start) // beam_size
+    tokens, start_len, count = start, start.shape[1], len(start) // beam_size
     first_rows = beam_size * torch.arange(count, device=start.device)[:, None]
     scores = torch.full((count, beam_size), float("-inf"), device=start.device)
     scores[:, 0] = 0.0  # all beams start alike: let only the first one branch
-    while not (finished := _finished(tokens, max_len)).all():
+    while not (finished := _finished(tokens, max_len, start_len)).all():
         log_probs = next_logits(tokens).float().log_softmax(dim=-1)  # [N*K, V]
         log_probs[finished] = float("-inf")
         log_probs[finished, PAD] = 0.0  # a finished beam goes on with padding, at no cost
@@ -55,9 +67,10 @@ def beam_search(
         scores, choice = candidates.topk(beam_size, dim=-1)  # [N, K]
         parents, newest = choice // log_probs.shape[-1] + first_rows, choice % log_probs.shape[-1]
         tokens = torch.cat((tokens[parents.flatten()], newest.view(-1, 1)), dim=1)
-    lengths = (tokens != PAD).sum(dim=1).view(count, beam_size)
+    written = tokens[:, start_len:]
+    lengths = 1 + (written != PAD).sum(dim=1).view(count, beam_size)
     best = (scores / lengths**length_penalty).argmax(dim=-1, keepdim=True) + first_rows
-    return [_written(row) for row in tokens[best.flatten()].tolist()]
+    return [_written(row) for row in written[best.flatten()].tolist()]
 
 
 def sample(
@@ -104,13 +117,49 @@ def no_repeated_ngrams(next_logits: NextLogits, n: int) -> NextLogits:
     return blocked
 
 
-def _finished(tokens: Int[Tensor, "N L"], max_len: Int[Tensor, " N"], start_len: int = 1) -> Bool[Tensor, " N"]:
+def _finished(tokens: Int[Tensor, "N L"], max_len: Int[Tensor, " N"], start_len: int) -> Bool[Tensor, " N"]:
     written = tokens[:, start_len:]
     return (written == EOS).any(dim=1) | (written.shape[1] >= max_len)
 
 
 def _written(ids: list[int]) -> list[int]:
     return [token for token in ids if token not in (PAD, BOS, EOS)]
+
+
+class CachedNextLogits:
+    """A `NextLogits` that reads each token once, with the results of one that reads all of them at each call.
+
+    It stays a function of the tokens alone: of each text it looks up which one of the last call it goes on from, so
+    a search may drop and double texts as it likes. `beam_size` rows that stand together are searched for one another's
+    beginnings. A batch with a text that goes on from none is read from its first token. After the model has learned
+    more, make a new one.
+    """
+
+    def __init__(self, read: Read, num_layers: int, beam_size: int) -> None:
+        self.read, self.num_layers, self.beam_size = read, num_layers, beam_size
+        self.cache, self.seen = DecoderCache(num_layers), None
+
+    @torch.no_grad()  # a cache that remembers how it came about would keep the activations of every step
+    def __call__(self, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N V"]:
+        parents = self._parents(tokens)
+        if parents is None:
+            self.cache = DecoderCache(self.num_layers)
+        elif self.beam_size > 1:
+            self.cache.reorder(parents)
+        self.seen = tokens.clone()  # the caller may write into its own
+        return self.read(tokens, self.cache)
+
+    def _parents(self, tokens: Int[Tensor, "N L"]) -> Int[Tensor, " N"] | None:
+        """For each text the row of the last call that it begins with; None if a text begins with no such row."""
+        if self.seen is None or len(self.seen) != len(tokens) or self.seen.shape[1] >= tokens.shape[1]:
+            return None
+        old = self.seen.unflatten(0, (-1, self.beam_size))  # [N / K, K, L of the last call]
+        new = tokens[:, : self.seen.shape[1]].unflatten(0, (-1, self.beam_size))
+        same = (new[:, :, None] == old[:, None]).all(dim=-1)  # [N / K, K, K]
+        if not same.any(dim=-1).all():
+            return None
+        first_rows = torch.arange(0, len(tokens), self.beam_size, device=tokens.device)[:, None]
+        return (same.int().argmax(dim=-1) + first_rows).flatten()
 
 
 def seq2seq_next_logits(
@@ -120,31 +169,52 @@ def seq2seq_next_logits(
     *,
     beam_size: int = 1,
     build_masks: BuildMasks = seq2seq_masks,
+    cached: bool = True,
 ) -> NextLogits:
     """Encode the sources once, and return the function that scores the next target token.
 
-    With `beam_size` rows for each source, as `beam_search` wants them. Give wrong masks to see what they do.
+    With `beam_size` rows for each source, as `beam_search` wants them. Give wrong masks to see what they do; then all
+    tokens are read anew at each step, since only a causal mask allows a cache.
     """
     memory, _ = model.encode(src, build_masks(src_valid, src_valid))
     memory = memory.repeat_interleave(beam_size, dim=0)
     src_valid = src_valid.repeat_interleave(beam_size, dim=0)
 
-    def next_logits(tgt: Tensor) -> Tensor:
-        masks = build_masks(src_valid, torch.ones_like(tgt, dtype=torch.bool))
-        hidden, _, _ = model.decode(tgt, memory, masks)
+    def read(tgt: Tensor, cache: DecoderCache | None) -> Tensor:
+        start, valid = cache.length if cache else 0, torch.ones_like(tgt, dtype=torch.bool)
+        masks = seq2seq_masks(src_valid, valid, cached=start) if cache else build_masks(src_valid, valid)
+        hidden, _, _ = model.decode(tgt[:, start:], memory, masks, cache=cache)
         return model.embedding.logits(hidden[:, -1])
 
-    return next_logits
+    cached = cached and build_masks is seq2seq_masks
+    return CachedNextLogits(read, model.config.num_layers, beam_size) if cached else lambda tgt: read(tgt, None)
 
 
-def decoder_only_next_logits(model: DecoderOnly) -> NextLogits:
-    """The function that scores the next token of texts without padding."""
+def decoder_only_next_logits(
+    model: DecoderOnly, valid: Bool[Tensor, "N L"] | None = None, *, beam_size: int = 1, cached: bool = True
+) -> NextLogits:
+    """The function that scores the next token of texts.
 
-    def next_logits(tokens: Tensor) -> Tensor:
-        logits, _ = model(tokens, causal_mask(tokens.shape[1], device=tokens.device))
-        return logits[:, -1]
+    `valid` marks the real tokens of prompts that are padded on the left; None: nothing is padded. What is written
+    after them is real. With `beam_size` rows for each prompt, as `beam_search` wants them.
 
-    return next_logits
+    Raises ValueError if a prompt ends with padding: its last token is the one that the next follows.
+    """
+    if valid is not None:
+        if not valid[:, -1].all():
+            raise ValueError("a prompt ends with padding; expected padding on the left: valid[:, -1] all True.")
+        valid = valid.repeat_interleave(beam_size, dim=0)
+
+    def read(tokens: Tensor, cache: DecoderCache | None) -> Tensor:
+        start, real = cache.length if cache else 0, torch.ones_like(tokens, dtype=torch.bool)
+        if valid is not None:
+            real[:, : valid.shape[1]] = valid[:, : tokens.shape[1]]
+        positions = (real.cumsum(dim=1) - 1).clamp(min=0)  # the first real token is number 0, wherever it stands
+        mask = decoder_only_mask(real, cached=start)
+        hidden, _ = model.decode(tokens[:, start:], mask, positions=positions[:, start:], cache=cache)
+        return model.embedding.logits(hidden[:, -1])
+
+    return CachedNextLogits(read, model.config.num_layers, beam_size) if cached else lambda tokens: read(tokens, None)
 
 
 def translate(

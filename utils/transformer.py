@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from utils.attention import MultiHeadAttention
+from utils.attention import KeyValueCache, MultiHeadAttention
 from utils.masks import all_of, causal_mask, padding_mask
 
 
@@ -32,20 +32,48 @@ class Seq2SeqWeights(NamedTuple):
     decoder_cross: tuple[Tensor, ...]
 
 
-def seq2seq_masks(src_valid: Bool[Tensor, "B Ls"], tgt_valid: Bool[Tensor, "B Lt"]) -> Seq2SeqMasks:
+def seq2seq_masks(src_valid: Bool[Tensor, "B Ls"], tgt_valid: Bool[Tensor, "B Lt"], *, cached: int = 0) -> Seq2SeqMasks:
     """Build the masks of an encoder-decoder from the flags of the real tokens.
 
     encoder_self   source padding                     [B, 1, 1, Ls]
-    decoder_self   causal and target padding          [B, 1, Lt, Lt]
+    decoder_self   causal and target padding          [B, 1, Lt, Lt], or [B, 1, Lt - cached, Lt]
     decoder_cross  *source* padding: the keys are the encoder's output, all of it known   [B, 1, 1, Ls]
     """
     source = padding_mask(src_valid)
-    return Seq2SeqMasks(encoder_self=source, decoder_self=decoder_only_mask(tgt_valid), decoder_cross=source)
+    target = decoder_only_mask(tgt_valid, cached=cached)
+    return Seq2SeqMasks(encoder_self=source, decoder_self=target, decoder_cross=source)
 
 
-def decoder_only_mask(valid: Bool[Tensor, "B L"]) -> Bool[Tensor, "B 1 L L"]:
-    """Causal and padding: a token sees itself and the real tokens before it."""
-    return all_of(causal_mask(valid.shape[1], device=valid.device), padding_mask(valid))
+def decoder_only_mask(valid: Bool[Tensor, "B L"], *, cached: int = 0) -> Bool[Tensor, "B 1 Lq L"]:
+    """Causal and padding: a token sees itself and the real tokens before it.
+
+    The first `cached` tokens are keys alone: only the other L - cached are queries, each with the row that it has
+    in the whole mask.
+    """
+    causal = causal_mask(valid.shape[1] - cached, query_start=cached, device=valid.device)
+    return all_of(causal, padding_mask(valid))
+
+
+class DecoderCache:
+    """What the layers of a decoder keep of the tokens that they have read: Pope et al. (2022), section 2.
+
+    It is only right under a causal mask: then no token is changed by the ones after it. The caches of
+    cross-attention hold the source; in a decoder-only model they stay empty.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self.self_attention = [KeyValueCache() for _ in range(num_layers)]
+        self.cross_attention = [KeyValueCache() for _ in range(num_layers)]
+
+    @property
+    def length(self) -> int:
+        """The number of tokens read so far."""
+        return self.self_attention[0].length
+
+    def reorder(self, rows: Int[Tensor, " N"]) -> None:
+        """Let row n go on from what row `rows[n]` has read. Both must have the same source, which stays in place."""
+        for cache in self.self_attention:
+            cache.reorder(rows)
 
 
 @dataclass(frozen=True)
@@ -87,11 +115,11 @@ class TokenEmbedding(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, tokens: Int[Tensor, "B L"], positions: Int[Tensor, "#B L"] | None = None
+        self, tokens: Int[Tensor, "B L"], positions: Int[Tensor, "#B L"] | None = None, *, start: int = 0
     ) -> Float[Tensor, "B L D"]:
-        """Embed token ids; `positions` is [B|1, L] and defaults to 0, 1, 2, … (left padding needs its own)."""
+        """Embed token ids; `positions` is [B|1, L]; by default start, start + 1, … (left padding needs its own)."""
         if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+            positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
         vectors = nn.functional.embedding(tokens, self.weight) * math.sqrt(self.d_model)
         return self.dropout(vectors + sinusoids(positions, self.d_model).to(vectors.dtype))
 
@@ -116,11 +144,16 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Float[Tensor, "B L D"], mask: Tensor | None = None, *, need_weights: bool = False
+        self,
+        x: Float[Tensor, "B L D"],
+        mask: Tensor | None = None,
+        *,
+        cache: KeyValueCache | None = None,
+        need_weights: bool = False,
     ) -> tuple[Float[Tensor, "B L D"], Tensor | None]:
         """One layer: returns its output and the self-attention weights (None unless asked for)."""
         normed = self.norms[0](x)
-        mixed, weights = self.self_attention(normed, normed, mask, need_weights=need_weights)
+        mixed, weights = self.self_attention(normed, normed, mask, cache=cache, need_weights=need_weights)
         x = x + self.dropout(mixed)
         return x + self.dropout(self.feed_forward(self.norms[1](x))), weights
 
@@ -142,14 +175,20 @@ class DecoderLayer(nn.Module):
         memory: Float[Tensor, "B Ls D"],
         masks: Seq2SeqMasks,
         *,
+        self_cache: KeyValueCache | None = None,
+        cross_cache: KeyValueCache | None = None,
         need_weights: bool = False,
     ) -> tuple[Float[Tensor, "B Lt D"], Tensor | None, Tensor | None]:
         """One layer: returns its output, the self-attention and the cross-attention weights (None unless asked)."""
         normed = self.norms[0](x)
-        mixed, self_weights = self.self_attention(normed, normed, masks.decoder_self, need_weights=need_weights)
+        mixed, self_weights = self.self_attention(
+            normed, normed, masks.decoder_self, cache=self_cache, need_weights=need_weights
+        )
         x = x + self.dropout(mixed)
+        if cross_cache is not None:
+            memory = memory[:, cross_cache.length :]  # all of it the first time, nothing later
         mixed, cross_weights = self.cross_attention(
-            self.norms[1](x), memory, masks.decoder_cross, need_weights=need_weights
+            self.norms[1](x), memory, masks.decoder_cross, cache=cross_cache, need_weights=need_weights
         )
         x = x + self.dropout(mixed)
         return x + self.dropout(self.feed_forward(self.norms[2](x))), self_weights, cross_weights
@@ -199,12 +238,20 @@ class Transformer(nn.Module):
         memory: Float[Tensor, "B Ls D"],
         masks: Seq2SeqMasks,
         *,
+        cache: DecoderCache | None = None,
         need_weights: bool = False,
     ) -> tuple[Float[Tensor, "B Lt D"], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
-        """Hidden states of the target (`embedding.logits` scores them), self- and cross-attention weights."""
-        x, weights = self.embedding(tgt), []
-        for layer in self.decoder:
-            x, *layer_weights = layer(x, memory, masks, need_weights=need_weights)
+        """Hidden states of the target (`embedding.logits` scores them), self- and cross-attention weights.
+
+        With a `cache`, `tgt` holds only the tokens after those in the cache, and `masks` has rows for them alone.
+        """
+        x, weights = self.embedding(tgt, start=cache.length if cache else 0), []
+        self_caches = cache.self_attention if cache else [None] * len(self.decoder)
+        cross_caches = cache.cross_attention if cache else [None] * len(self.decoder)
+        for layer, self_cache, cross_cache in zip(self.decoder, self_caches, cross_caches, strict=True):
+            x, *layer_weights = layer(
+                x, memory, masks, self_cache=self_cache, cross_cache=cross_cache, need_weights=need_weights
+            )
             weights.append(layer_weights)
         self_weights, cross_weights = zip(*weights, strict=True)
         return self.decoder_norm(x), self_weights, cross_weights
@@ -230,11 +277,29 @@ class DecoderOnly(nn.Module):
         mask: Tensor | None,
         *,
         positions: Int[Tensor, "#B L"] | None = None,
+        cache: DecoderCache | None = None,
         need_weights: bool = False,
     ) -> tuple[Float[Tensor, "B L V"], tuple[Tensor, ...] | None]:
-        """Logits for the token after each token, and the weights of every layer if asked for."""
-        x, weights = self.embedding(tokens, positions), []
-        for layer in self.layers:
-            x, layer_weights = layer(x, mask, need_weights=need_weights)
+        """Logits for the token after each token, and the weights of every layer if asked for.
+
+        With a `cache`, `tokens` holds only the tokens after those in the cache, and `mask` has rows for them alone.
+        """
+        hidden, weights = self.decode(tokens, mask, positions=positions, cache=cache, need_weights=need_weights)
+        return self.embedding.logits(hidden), weights if need_weights else None
+
+    def decode(
+        self,
+        tokens: Int[Tensor, "B L"],
+        mask: Tensor | None,
+        *,
+        positions: Int[Tensor, "#B L"] | None = None,
+        cache: DecoderCache | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Float[Tensor, "B L D"], tuple[Tensor | None, ...]]:
+        """The hidden states that `embedding.logits` scores, and the weights of every layer; all else as in forward."""
+        x, weights = self.embedding(tokens, positions, start=cache.length if cache else 0), []
+        caches = cache.self_attention if cache else [None] * len(self.layers)
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
+            x, layer_weights = layer(x, mask, cache=layer_cache, need_weights=need_weights)
             weights.append(layer_weights)
-        return self.embedding.logits(self.norm(x)), tuple(weights) if need_weights else None
+        return self.norm(x), tuple(weights)
