@@ -1,5 +1,6 @@
 """The same mask through other libraries: there and back, and equal to the attention of this package."""
 
+import os
 from itertools import product
 
 import pytest
@@ -12,12 +13,15 @@ from utils.attention import attention
 from utils.conventions import (
     from_additive,
     from_hugging_face,
+    from_keras,
     from_key_padding,
     from_mask_mod,
     from_multihead,
     to_additive,
     to_hugging_face,
+    to_keras,
     to_key_padding,
+    to_lengths,
     to_mask_mod,
     to_multihead,
 )
@@ -154,6 +158,75 @@ def test_hugging_face_and_back():
         assert torch.equal(from_hugging_face(attention_mask.to(dtype)), VALID)
 
 
+# --- Keras ---
+
+
+def test_keras_and_back():
+    for shape in [(B, 1, LQ, LK), (1, 1, LQ, LK), (B, 1, 1, LK)]:
+        mask = random_mask(*shape)
+        assert to_keras(mask).shape == (shape[0], *shape[2:])
+        assert torch.equal(from_keras(to_keras(mask)), mask)
+
+
+@pytest.fixture(scope="module")
+def keras():
+    """Keras on PyTorch. The backend is read once, at the import."""
+    os.environ["KERAS_BACKEND"] = "torch"
+    import keras
+
+    return keras
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("shape", [(B, 1, LQ, LK), (1, 1, LQ, LK), (B, 1, 1, LK)], ids=str)
+def test_keras_attention_equals_our_attention(keras, shape):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(B, H, length, HEAD_DIM) for length in (LQ, LK, LK))
+    mask = random_mask(*shape)
+    layer = keras.layers.MultiHeadAttention(H, HEAD_DIM, use_bias=False)
+    merged = {name: x.mT.flatten(1, 2).mT for name, x in (("query", query), ("key", key), ("value", value))}
+    layer.build(*(merged[name].shape for name in ("query", "value", "key")))
+    layer.set_weights([torch.eye(D_MODEL).reshape(w.shape).numpy() for w in layer.get_weights()])
+    output = layer(**merged, attention_mask=to_keras(mask))
+    assert_close(output.unflatten(-1, (H, HEAD_DIM)).transpose(1, 2), attention(query, key, value, mask)[0])
+
+
+# --- JAX ---
+
+
+def test_lengths_and_back():
+    lengths = torch.tensor([0, 1, 3, LK], dtype=torch.int32)
+    assert_close(to_lengths(valid_from_lengths(lengths, LK)), lengths)
+
+
+@pytest.fixture
+def jax_attention():
+    """jax.nn.dot_product_attention on tensors [B, H, L, Dh]; JAX has the heads behind the length."""
+    import jax
+
+    def call(query, key, value, **masks):
+        inputs = [jax.numpy.asarray(x.transpose(1, 2).numpy()) for x in (query, key, value)]
+        masks = {name: jax.numpy.asarray(mask.numpy()) for name, mask in masks.items()}
+        output = jax.nn.dot_product_attention(*inputs, **masks)
+        return torch.tensor(output.__array__()).transpose(1, 2)
+
+    return call
+
+
+def test_jax_takes_our_mask_as_it_is(jax_attention):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(B, H, length, HEAD_DIM) for length in (LQ, LK, LK))
+    assert_close(jax_attention(query, key, value, mask=MASK), attention(query, key, value, MASK)[0])
+
+
+def test_lengths_are_the_padding_of_jax(jax_attention):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(B, H, length, HEAD_DIM) for length in (LQ, LK, LK))
+    valid = valid_from_lengths(torch.tensor([LK, 2]))
+    by_lengths = jax_attention(query, key, value, key_value_seq_lengths=to_lengths(valid))
+    assert_close(by_lengths, attention(query, key, value, padding_mask(valid))[0])
+
+
 # --- FlexAttention ---
 
 
@@ -199,6 +272,9 @@ def test_flex_attention_equals_our_attention(shape):
         (lambda: from_multihead(MASK, 1), ValueError, r"shape \[2, 3, 4, 5\]; expected \[B\*H, Lq, Lk\]"),
         (lambda: from_hugging_face(torch.tensor([[1, 2]])), ValueError, "values from 1 to 2"),
         (lambda: from_hugging_face(torch.tensor([1, 0])), ValueError, r"got shape \[2\]"),
+        (lambda: to_keras(MASK), ValueError, "mask has 3 heads; Keras has one mask for all heads"),
+        (lambda: to_keras(MASK[:, 0]), ValueError, r"mask has shape \[2, 4, 5\]; expected 4 dimensions"),
+        (lambda: to_lengths(VALID), ValueError, "a real token follows padding; lengths describe padding on the right"),
         (lambda: to_mask_mod(VALID), ValueError, r"mask has shape \[2, 5\]; expected 4 dimensions"),
     ],
 )

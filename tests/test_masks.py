@@ -14,6 +14,9 @@ from utils.masks import (
     check_mask,
     dead_rows,
     full_mask,
+    global_mask,
+    graph_mask,
+    hop_mask,
     local_mask,
     mask_from_text,
     mask_to_text,
@@ -22,6 +25,7 @@ from utils.masks import (
     pairwise_mask,
     prefix_mask,
     segment_mask,
+    strided_mask,
     valid_from_lengths,
 )
 
@@ -107,6 +111,60 @@ def test_segment_mask_compares_the_queries_with_themselves_by_default():
     assert torch.equal(segment_mask(ids), segment_mask(ids, ids))
 
 
+@ALL_LENGTHS
+def test_strided_mask_is_the_loop(query_len, key_len):
+    for stride, start in product(range(1, 5), range(4)):
+        comb = [set(range((start + q) % stride, key_len, stride)) for q in range(query_len)]
+        expected = looped(lambda q, k, comb=comb: k in comb[q], query_len, key_len)
+        assert torch.equal(strided_mask(query_len, key_len, stride=stride, query_start=start), expected)
+
+
+@ALL_LENGTHS
+def test_global_mask_is_the_loop(query_len, key_len):
+    for query_flags in every_flag(query_len):
+        keys = every_flag(key_len)
+        samples = [(query_flags.tolist(), flags) for flags in keys.tolist()]
+        expected = torch.cat([looped(lambda q, k, s=s, t=t: s[q] or t[k], query_len, key_len) for s, t in samples])
+        assert torch.equal(global_mask(query_flags, keys), expected)
+
+
+def test_global_mask_takes_the_flags_of_the_queries_for_the_keys_by_default():
+    flags = every_flag(3)
+    assert torch.equal(global_mask(flags), global_mask(flags, flags))
+
+
+def random_edges(num_nodes, num_edges, seed):
+    """Directed edges [E, 2], with repetitions and self-loops."""
+    return torch.randint(num_nodes, (num_edges, 2), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("num_nodes", range(1, 6))
+def test_graph_mask_is_the_loop(num_nodes):
+    for num_edges in LENGTHS:
+        edges = random_edges(num_nodes, num_edges, seed=num_edges)
+        pairs = edges.tolist()
+        expected = looped(lambda q, k, pairs=pairs: [k, q] in pairs, num_nodes, num_nodes)
+        assert torch.equal(graph_mask(edges, num_nodes), expected)
+
+
+def nodes_in_reach(mask, start, hops):
+    """The nodes at most `hops` steps from `start`, found by walking: mask is a list of rows."""
+    reached = {start}
+    for _ in range(hops):
+        reached |= {key for node in reached for key, visible in enumerate(mask[node]) if visible}
+    return reached
+
+
+def test_hop_mask_is_the_walk():
+    graphs = torch.cat([graph_mask(random_edges(6, 5, seed), 6) for seed in range(8)]).reshape(4, 2, 6, 6)
+    for hops in range(7):
+        mask = hop_mask(graphs, hops)
+        for b, h in product(range(4), range(2)):
+            reach = [nodes_in_reach(graphs[b, h].tolist(), node, hops) for node in range(6)]
+            expected = looped(lambda q, k, reach=reach: k in reach[q], 6, 6)
+            assert torch.equal(mask[b : b + 1, h : h + 1], expected)
+
+
 @pytest.mark.parametrize("start", LENGTHS)
 def test_by_default_the_keys_end_with_the_last_query(start):
     """So the mask of the queries that go on after a cache is the lower part of the whole mask."""
@@ -114,6 +172,7 @@ def test_by_default_the_keys_end_with_the_last_query(start):
     assert torch.equal(causal_mask(3, query_start=start), causal_mask(whole)[:, :, start:])
     late = local_mask(3, back=1, ahead=1, query_start=start)
     assert torch.equal(late, local_mask(whole, back=1, ahead=1)[:, :, start:])
+    assert torch.equal(strided_mask(3, stride=2, query_start=start), strided_mask(whole, stride=2)[:, :, start:])
 
 
 def test_full_and_nothing_are_square_by_default():
@@ -142,10 +201,11 @@ def test_pairwise_mask_has_every_pair_when_the_rule_looks_at_one_side_only():
         lambda device: nothing_mask(3, device=device),
         lambda device: causal_mask(3, device=device),
         lambda device: local_mask(3, back=1, device=device),
+        lambda device: strided_mask(3, stride=2, device=device),
         lambda device: prefix_mask(3, 2, device=device),
         lambda device: prefix_mask(3, torch.tensor([1, 2], device=device)),
     ],
-    ids=["full", "nothing", "causal", "local", "prefix", "prefix tensor"],
+    ids=["full", "nothing", "causal", "local", "strided", "prefix", "prefix tensor"],
 )
 def test_a_mask_is_made_on_the_device_asked_for(constructor):
     """The meta device holds shapes without numbers; every machine has it."""
@@ -241,7 +301,11 @@ DRAWN = {
     "padding_mask([[True, True, False], [True, False, False]])": padding_mask(
         torch.tensor([[True, True, False], [True, False, False]])
     ).transpose(0, 2),  # drawn with a line for each sample
+    "strided_mask(5, stride=2)": strided_mask(5, stride=2),
+    "global_mask([True, False, False, True])": global_mask(torch.tensor([True, False, False, True])),
     "segment_mask([0, 0, 1, 1])": segment_mask(torch.tensor([0, 0, 1, 1])),
+    "graph_mask([[0, 1], [0, 2], [2, 3]], 4)": graph_mask(torch.tensor([[0, 1], [0, 2], [2, 3]]), 4),
+    "hop_mask(local_mask(5, back=1), 2)": hop_mask(local_mask(5, back=1), 2),
 }
 
 
@@ -289,10 +353,16 @@ FLAGS = torch.tensor([[1, 1, 0]])
         (lambda: causal_mask(2, 4, query_start=-2), ValueError, "cannot be negative: .*start -2"),
         (lambda: local_mask(3, back=-1), ValueError, "cannot be negative: back -1"),
         (lambda: local_mask(3, back=1, ahead=-2), ValueError, "cannot be negative: back 1, ahead -2"),
+        (lambda: strided_mask(3, stride=0), ValueError, "must be at least 1: stride 0"),
         (lambda: padding_mask(FLAGS), TypeError, "valid has dtype torch.int64; .*from_hugging_face"),
         (lambda: padding_mask(SQUARE[0]), ValueError, r"valid has shape \[3\]; expected \[B, Lk\]"),
         (lambda: valid_from_lengths(torch.tensor([2, 5]), 4), ValueError, "from 2 to 5; expected 0 to max_len = 4"),
         (lambda: valid_from_lengths(torch.tensor([2, -1])), ValueError, "from -1 to 2; expected 0"),
+        (lambda: graph_mask(torch.tensor([[0, 1, 2], [1, 2, 0]]), 3), ValueError, r"shape \[2, 3\]; .*edges.T"),
+        (lambda: graph_mask(torch.tensor([[0, 1], [1, 3]]), 3), ValueError, "from 0 to 3; expected 0 to .* = 2"),
+        (lambda: graph_mask(torch.tensor([[-1, 1]]), 3), ValueError, "from -1 to 1; expected 0 to .* = 2"),
+        (lambda: hop_mask(full_mask(2, 3), 1), ValueError, r"shape \[1, 1, 2, 3\] .*; expected \[B, H, L, L\]"),
+        (lambda: hop_mask(full_mask(2), -1), ValueError, "hops is -1; expected"),
         (lambda: mask_from_text("■1"), ValueError, r"only ■ \(may attend\) and ⬚ \(may not\), not \['1'\]"),
         (lambda: mask_from_text("■⬚ / ■"), ValueError, r"lengths \[2, 1\]; expected one length"),
         (lambda: mask_from_text(" "), ValueError, r"lengths \[\]"),

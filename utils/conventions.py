@@ -87,6 +87,37 @@ def from_hugging_face(mask: Tensor) -> Bool[Tensor, "B L"]:
     return mask == 1
 
 
+def to_keras(mask: Tensor) -> Bool[Tensor, "B Lq Lk"]:
+    """`attention_mask` of keras.layers.MultiHeadAttention: [B|1, Lq|1, Lk] for all heads, True = may attend.
+
+    Keras 3 also takes a mask with an axis for the heads, but then it lays a `value_mask` [B, Lk] along that axis.
+
+    Raises ValueError for a mask that differs between heads: Keras documents no place for it.
+    """
+    if check_mask(mask).shape[1] != 1:
+        raise ValueError(
+            f"mask has {mask.shape[1]} heads; Keras has one mask for all heads, so expected [B|1, 1, Lq, Lk]."
+        )
+    return mask[:, 0]
+
+
+def from_keras(mask: Bool[Tensor, "B Lq Lk"]) -> Bool[Tensor, "B 1 Lq Lk"]:
+    """Undo `to_keras`: [B|1, Lq|1, Lk] -> [B|1, 1, Lq|1, Lk]."""
+    return mask[:, None]
+
+
+def to_lengths(valid: Bool[Tensor, "B L"]) -> Int[Tensor, " B"]:
+    """Number of real tokens of each sample, int32: `key_value_seq_lengths` of jax.nn.dot_product_attention.
+
+    `masks.valid_from_lengths` undoes it.
+
+    Raises ValueError if a real token follows padding: a length can only say "padded on the right".
+    """
+    if (valid[:, 1:] & ~valid[:, :-1]).any():
+        raise ValueError("a real token follows padding; lengths describe padding on the right only, so pass a mask.")
+    return valid.sum(dim=-1, dtype=torch.int32)
+
+
 def to_mask_mod(mask: Tensor) -> MaskMod:
     """The `mask_mod(b, h, q_idx, kv_idx)` of FlexAttention that looks the answer up in `mask`; True = may attend.
 

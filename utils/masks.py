@@ -228,6 +228,109 @@ def segment_mask(
     return pairwise_mask(torch.eq, query_segments, query_segments if key_segments is None else key_segments)
 
 
+def strided_mask(
+    query_len: int,
+    key_len: int | None = None,
+    *,
+    stride: int,
+    query_start: int = 0,
+    device: torch.device | str | None = None,
+) -> Bool[Tensor, "1 1 Lq Lk"]:
+    """A query sees itself and every `stride`-th key before and after it: distances that are multiples of `stride`.
+
+    With `causal_mask`, the second head of Child et al. (2019), Sparse Transformers, section 4. With `local_mask`,
+    the dilated window of Beltagy et al. (2020), Longformer, section 3.1.
+
+    strided_mask(5, stride=2):
+    ■⬚■⬚■
+    ⬚■⬚■⬚
+    ■⬚■⬚■
+    ⬚■⬚■⬚
+    ■⬚■⬚■
+
+    Raises ValueError for a `stride` below 1.
+    """
+    if stride < 1:
+        raise ValueError(f"stride is a distance between keys, so it must be at least 1: stride {stride}.")
+    key_len = query_start + query_len if key_len is None else key_len
+    query, key = _positions(query_len, query_start, device), _positions(key_len, 0, device)
+    return pairwise_mask(lambda q, k: (q - k) % stride == 0, query, key)
+
+
+def global_mask(
+    query_flags: Bool[Tensor, "..."], key_flags: Bool[Tensor, "..."] | None = None
+) -> Bool[Tensor, "B 1 Lq Lk"]:
+    """A flagged token sees every key and is seen by every query; no other pair is open. Meant for `any_of`.
+
+    Flags are Bool [B, L] or [L], True = global; `key_flags` defaults to `query_flags`.
+    The global attention of Beltagy et al. (2020), Longformer, section 3.1.
+
+    global_mask([True, False, False, True]):
+    ■■■■
+    ■⬚⬚■
+    ■⬚⬚■
+    ■■■■
+    """
+    return pairwise_mask(torch.logical_or, query_flags, query_flags if key_flags is None else key_flags)
+
+
+def graph_mask(edges: Int[Tensor, "E 2"], num_nodes: int) -> Bool[Tensor, "1 1 N N"]:
+    """A node sees the nodes that have an edge to it. `edges` holds pairs (source, target) of nodes 0 to num_nodes - 1.
+
+    The target attends to the source, so this is the *transpose* of an adjacency matrix [source, target]. An
+    undirected edge is two pairs. A node sees itself only if its own pair (i, i) is in the list; for all of them:
+    any_of(graph_mask(edges, n), local_mask(n, back=0)). Velickovic et al. (2018), Graph Attention Networks.
+
+    graph_mask([[0, 1], [0, 2], [2, 3]], 4):
+    ⬚⬚⬚⬚
+    ■⬚⬚⬚
+    ■⬚⬚⬚
+    ⬚⬚■⬚
+
+    Raises ValueError if `edges` is not a list of pairs or names a node that does not exist.
+    """
+    if edges.ndim != 2 or edges.shape[1] != 2:
+        raise ValueError(
+            f"edges has shape {list(edges.shape)}; expected [E, 2], one pair (source, target) for each edge. "
+            "From [2, E]: edges.T."
+        )
+    nodes = _positions(num_nodes, 0, edges.device)
+    if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < num_nodes:
+        raise ValueError(
+            f"edges name nodes from {int(edges.min())} to {int(edges.max())}; "
+            f"expected 0 to num_nodes - 1 = {num_nodes - 1}."
+        )
+    adjacency = torch.zeros(num_nodes, num_nodes, dtype=torch.bool, device=edges.device)  # [source, target]
+    adjacency[edges[:, 0], edges[:, 1]] = True
+    return pairwise_mask(lambda q, k: adjacency[k, q], nodes, nodes)
+
+
+def hop_mask(mask: Bool[Tensor, "B H L L"], hops: int) -> Bool[Tensor, "B H L L"]:
+    """A query sees itself and every key at most `hops` steps away, where a step goes from a query to a key of `mask`.
+
+    This is what reaches a query through `hops` layers, each under `mask` and with a residual connection: (A + I)^hops.
+
+    hop_mask(local_mask(5, back=1), 2):
+    ■⬚⬚⬚⬚
+    ■■⬚⬚⬚
+    ■■■⬚⬚
+    ⬚■■■⬚
+    ⬚⬚■■■
+
+    Raises ValueError for a negative `hops` and for a mask that is not square.
+    """
+    if hops < 0 or check_mask(mask).shape[-2] != mask.shape[-1]:
+        raise ValueError(
+            f"mask has shape {list(mask.shape)} and hops is {hops}; expected [B, H, L, L], the queries being the keys, "
+            "and 0 hops or more."
+        )
+    reached = local_mask(mask.shape[-1], back=0, device=mask.device).expand_as(mask)
+    step = (mask | reached).float()
+    for _ in range(hops):
+        reached = step @ reached.float() > 0
+    return reached
+
+
 def _combine(operator: Callable[[Tensor, Tensor], Tensor], masks: tuple[Tensor, ...]) -> Tensor:
     if not masks:
         raise ValueError("no mask was given; expected at least one.")
