@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -19,6 +20,7 @@ from utils.training import History, Model, load_checkpoint, save_checkpoint, seq
 from utils.transformer import Transformer, TransformerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+Batches = Callable[[int], Iterable[Any]]  # the batches of an epoch
 
 
 def common_arguments(description: str, data: str, splits: Sequence[str]) -> argparse.ArgumentParser:
@@ -64,9 +66,17 @@ def training_record(model: Model, history: History, labels_in_an_epoch: int, lin
 
 
 def train_seq2seq(
-    args: argparse.Namespace, sources: list[str], targets: list[str], *, source_limit: int | None = None
+    args: argparse.Namespace,
+    sources: list[str],
+    targets: list[str],
+    *,
+    source_limit: int | None = None,
+    curriculum: Callable[[BucketedPairs, Tokenizer], Batches] = lambda pairs, tokenizer: pairs,
 ) -> tuple[Transformer, Tokenizer, dict]:
-    """An encoder-decoder trained on pairs of texts, its tokenizer, and the record of the training."""
+    """An encoder-decoder trained on pairs of texts, its tokenizer, and the record of the training.
+
+    `curriculum` makes the batches of each epoch from the pairs; by default they are the pairs, again and again.
+    """
     tokenizer = train_tokenizer(sources + targets, args.vocabulary)
     sides = encode(tokenizer, sources, limit=source_limit), encode(tokenizer, targets, bos=True)
     pairs = BucketedPairs(*sides, max_tokens=args.max_tokens, seed=args.seed)
@@ -75,11 +85,11 @@ def train_seq2seq(
         args.vocabulary, args.d_model, d_ff=2 * args.d_model, num_layers=args.layers, dropout=args.dropout
     )
     model = Transformer(config).to("cuda" if torch.cuda.is_available() else "cpu")
-    history = train(
-        model, seq2seq_loss, pairs, minutes=args.minutes, learning_rate=args.learning_rate, checkpoint=args.resume
-    )
+    budget = {"minutes": args.minutes, "learning_rate": args.learning_rate, "checkpoint": args.resume}
+    history = train(model, seq2seq_loss, curriculum(pairs, tokenizer), **budget)
     labels = sum(len(ids) - 1 for ids in pairs.targets)
-    return model, tokenizer, training_record(model, history, labels, sources + targets)
+    record = training_record(model, history, labels, sources + targets)
+    return model, tokenizer, record | {"epochs": history.epoch, "source_limit": source_limit}
 
 
 def score_and_save(

@@ -3,22 +3,26 @@
     python benchmarks/summarization.py --minutes 5 --json result.json
     python benchmarks/summarization.py --evaluate bodies.txt subjects.txt
 
-Without --data the corpus is downloaded. ROUGE F1 with stemming, beside that of the lead sentence on the same split.
-Choose settings with --split dev; test is for the end.
+Without --data the corpus is downloaded. In the first epochs (--copying-epochs) the model writes a sentence of the
+e-mail itself, which teaches it to copy; then the subject line. ROUGE F1 with stemming, beside that of the lead sentence
+on the same split. Choose settings with --split dev; test is for the end.
 """
 
 from functools import partial
+from itertools import chain, islice
 
 from common import report, score_and_save, surroundings, train_seq2seq, training_arguments
 from tokenizers import Tokenizer
 
-from utils.corpora import load_aeslc, read_lines
+from utils.corpora import BucketedPairs, CopyingFirst, encode, load_aeslc, read_lines
 from utils.decoding import summarize
 from utils.scores import rouge
 from utils.training import CHECKPOINTS, load_checkpoint
 from utils.transformer import Transformer
 
-SOURCE_LIMIT = 256  # pieces of an e-mail that are read
+SOURCE_LIMIT = 128  # pieces of an e-mail that are read
+SENTENCE_LIMIT = 24  # pieces of a sentence that are written in the epochs of copying
+FIRST_SENTENCES = 6  # of an e-mail, from which one is drawn
 
 
 def rounded(hypotheses: list[str], references: list[str]) -> dict[str, float]:
@@ -38,8 +42,17 @@ def scores(model: Transformer, tokenizer: Tokenizer, bodies: list[str], subjects
     }
 
 
+def copying_first(pairs: BucketedPairs, tokenizer: Tokenizer, sentences: list[list[str]], epochs: int) -> CopyingFirst:
+    """Epochs of writing one of the first sentences of an e-mail, then the subject lines."""
+    firsts = [body[:FIRST_SENTENCES] or [""] for body in sentences]
+    ids = iter(encode(tokenizer, list(chain.from_iterable(firsts)), bos=True, limit=SENTENCE_LIMIT))
+    return CopyingFirst(pairs, [list(islice(ids, len(body))) for body in firsts], epochs=epochs)
+
+
 def main() -> None:
-    args = training_arguments(__doc__, "the archive of AESLC", ["dev", "test"]).parse_args()
+    parser = training_arguments(__doc__, "the archive of AESLC", ["dev", "test"])
+    parser.add_argument("--copying-epochs", type=int, default=0, help="epochs of copying before the subjects")
+    args = parser.parse_args()
     result = {"task": "AESLC e-mail to subject", "seed": args.seed} | surroundings()
     if args.evaluate:
         model, tokenizer, record = load_checkpoint(CHECKPOINTS / "summarization.safetensors")
@@ -48,7 +61,10 @@ def main() -> None:
     else:
         sentences, subjects = load_aeslc("train", folder=args.data)
         sources = [" ".join(body) for body in sentences]
-        model, tokenizer, training = train_seq2seq(args, sources, subjects, source_limit=SOURCE_LIMIT)
+        curriculum = partial(copying_first, sentences=sentences, epochs=args.copying_epochs)
+        model, tokenizer, training = train_seq2seq(
+            args, sources, subjects, source_limit=SOURCE_LIMIT, curriculum=curriculum
+        )
         result |= training
         sentences, subjects = load_aeslc(args.split, folder=args.data)
         bodies = [" ".join(body) for body in sentences]

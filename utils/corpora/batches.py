@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from utils.corpora.tokens import pad
+from utils.corpora.tokens import PAD, pad
 
 
 class Seq2SeqBatch(NamedTuple):
@@ -63,6 +63,63 @@ def text_batch(texts: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]])
     return TextBatch(tokens, valid, flags.bool())
 
 
+class PackedBatch(NamedTuple):
+    """Several texts in each row, one behind the other, with what is needed to keep them apart.
+
+    `segments` numbers the texts of a row, and padding is -1: a segment of its own, so that no query is without a key.
+    `positions` starts again at 0 in each text. `scored` flags the tokens that count in the loss.
+    """
+
+    tokens: Int[Tensor, "B L"]
+    segments: Int[Tensor, "B L"]
+    positions: Int[Tensor, "B L"]
+    scored: Bool[Tensor, "B L"]
+
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        """The same batch on another device."""
+        return PackedBatch(*(tensor.to(device) for tensor in self))
+
+
+def packed_batch(
+    texts: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]], *, row_len: int | None = None
+) -> PackedBatch:
+    """Pack token ids and the flags of the tokens that count in the loss into rows of `row_len` tokens.
+
+    The longest text comes first, and each goes into the first row with room for it; `row_len` None makes one row of
+    all. The first token of a text never counts: before it stands another text, or nothing.
+
+    Raises ValueError for a text that is longer than `row_len`.
+    """
+    row_len = sum(map(len, texts)) if row_len is None else row_len
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(texts)), key=lambda index: -len(texts[index])):
+        size = len(texts[index])
+        if size > row_len:
+            raise ValueError(f"a text has {size} tokens, and a row holds row_len = {row_len}.")
+        row = next((row for row, free in enumerate(room) if free >= size), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(row_len)
+        rows[row].append(index)
+        room[row] -= size
+    return PackedBatch(*map(torch.stack, zip(*(_packed_row(texts, scored, row, row_len) for row in rows), strict=True)))
+
+
+def _packed_row(
+    texts: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]], row: list[int], row_len: int
+) -> tuple[Tensor, ...]:
+    """Tokens, segments, positions and flags of one row."""
+    places = [
+        (token, segment, position, flag and position > 0)
+        for segment, index in enumerate(row)
+        for position, (token, flag) in enumerate(zip(texts[index], scored[index], strict=True))
+    ]
+    padding = [(PAD, -1, position, False) for position in range(row_len - len(places))]
+    tokens, segments, positions, flags = zip(*places, *padding, strict=True)
+    return torch.tensor(tokens), torch.tensor(segments), torch.tensor(positions), torch.tensor(flags)
+
+
 class _Bucketed:
     """Items in length-bucketed batches: calling it with an epoch gives the batches of that epoch in their order.
 
@@ -99,6 +156,28 @@ class BucketedPairs(_Bucketed):
         pairs = list(zip(sources, targets, strict=True))
         lengths = [max(len(source), len(target)) for source, target in pairs]
         super().__init__(pairs, lengths, seq2seq_batch, max_tokens, seed)
+
+
+class CopyingFirst:
+    """A curriculum for summaries: in the first `epochs` epochs, write a sentence of the source; then the real pairs.
+
+    A model from scratch does not know that words may be copied, and short targets teach it slowly. `sentences` holds,
+    for each source, token ids of its own sentences, [BOS] to [EOS]; one is drawn anew in each epoch. The idea of
+    learning to write sentences of the text first is that of Zhang et al. (2020), PEGASUS.
+    """
+
+    def __init__(self, pairs: BucketedPairs, sentences: list[list[list[int]]], *, epochs: int) -> None:
+        if len(sentences) != len(pairs.sources) or not all(sentences):
+            raise ValueError(f"expected at least one sentence for each of the {len(pairs.sources)} sources.")
+        self.pairs, self.sentences, self.epochs = pairs, sentences, epochs
+
+    def __call__(self, epoch: int) -> Iterator[Seq2SeqBatch]:
+        """The batches of one epoch, in random order."""
+        if epoch >= self.epochs:
+            return self.pairs(epoch)
+        chance = random.Random(f"{self.pairs.seed}-copying-{epoch}")
+        drawn = [chance.choice(own) for own in self.sentences]
+        return BucketedPairs(self.pairs.sources, drawn, max_tokens=self.pairs.max_tokens, seed=self.pairs.seed)(epoch)
 
 
 class BucketedTexts(_Bucketed):
