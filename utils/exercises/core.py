@@ -183,7 +183,9 @@ def show(value: Any) -> str:
     """A value on one line: flags as ■ and ⬚, numbers rounded to 4 digits, large tensors by their shape."""
     tensor = to_tensor(value)
     if tensor is None:
-        return getattr(value, "__name__", None) or (repr(value) if isinstance(value, str) else describe(value))
+        words = value if isinstance(value, tuple) else (value,)
+        is_text = all(isinstance(word, str) for word in words)
+        return getattr(value, "__name__", None) or (repr(value) if is_text else describe(value))
     if tensor.numel() > 40:
         return describe(value)
     if tensor.dtype == torch.bool and tensor.ndim:
