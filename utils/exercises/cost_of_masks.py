@@ -80,13 +80,14 @@ def _batches(lengths: Sequence[int], size: int) -> list[Sequence[int]]:
     return [lengths[start : start + size] for start in range(0, len(lengths), size)]
 
 
-def padding_share(lengths: Sequence[int], size: int) -> float:
-    """The padding among all places, if each batch is `size` neighbours in length, padded to its own longest text."""
-    return 1 - sum(lengths) / sum(len(batch) * max(batch) for batch in _batches(sorted(lengths), size))
-
-
-def _not_sorted(lengths: Sequence[int], size: int) -> float:
+def _share_in_this_order(lengths: Sequence[int], size: int) -> float:
+    """The padding among all places of batches of `size` texts in the order that is given."""
     return 1 - sum(lengths) / sum(len(batch) * max(batch) for batch in _batches(lengths, size))
+
+
+def padding_share(lengths: Sequence[int], size: int) -> float:
+    """The padding among all places if each batch is `size` neighbours in length, padded to its own longest text."""
+    return _share_in_this_order(sorted(lengths), size)
 
 
 def _filled_up(lengths: Sequence[int], size: int) -> float:
@@ -110,7 +111,7 @@ check_padding_share = Exercise(
         "Longest text of the corpus: a batch is only as long as the longest text *in it*, otherwise sorting would gain "
         "nothing.": lambda lengths, size: 1 - sum(lengths) / (len(lengths) * max(lengths)),
         "Not sorted: the long texts stretch the short ones beside them. Buckets hold neighbours in length.": (
-            _not_sorted
+            _share_in_this_order
         ),
         "The other share: these are the real tokens among the places. Padding is what remains.": (
             lambda lengths, size: 1 - padding_share(lengths, size)

@@ -22,7 +22,7 @@ check_pixel_45 = Exercise(
 )
 
 check_different_images = Exercise(
-    task="The most different pictures that 30 can be, three of each of ten classes, with the likeliest level each time.",
+    task="The most different pictures among 30, three of each of ten classes, with the likeliest level each time.",
     solution=10,
     mistakes={
         "As if drawn: nothing is drawn at random here. The same beginning gives the same picture.": 30,
