@@ -142,10 +142,11 @@ def difference(expected: Any, got: Any, *, tolerance: float = 0.0, hide: bool = 
 
 
 def _compare_others(expected: Any, got: Any) -> str:
-    """Words are compared without regard to case, whatever is neither word nor number by identity."""
+    """Words are compared without regard to case, lists of words as they are, anything else by identity."""
     if isinstance(expected, str) and isinstance(got, str):
         return "" if expected.strip().casefold() == got.strip().casefold() else f"{got[:60]!r} is not it."
-    return "" if expected is got else f"You gave {describe(got)}, expected {describe(expected)}."
+    same_words = isinstance(got, list) and all(isinstance(word, str) for word in got) and expected == got
+    return "" if expected is got or same_words else f"You gave {describe(got)}, expected {describe(expected)}."
 
 
 def _first_wrong(want: Tensor, have: Tensor, wrong: Tensor) -> str:
