@@ -4,7 +4,17 @@ import math
 
 import pytest
 
-from utils.corpora import CACHE, ImageBatches, image_tokens, load_aeslc, load_fashion_mnist, load_multi30k
+from utils.corpora import (
+    CACHE,
+    BucketedTexts,
+    ImageBatches,
+    dialogue_windows,
+    image_tokens,
+    load_aeslc,
+    load_fashion_mnist,
+    load_multi30k,
+    load_schema_guided,
+)
 from utils.decoding import summarize, translate
 from utils.scores import bleu_13a, rouge
 from utils.training import CHECKPOINTS, language_loss, load_checkpoint, mean_loss
@@ -53,3 +63,12 @@ def test_the_subject_writer_reaches_the_score_of_its_record():
     bodies, subjects = (side[::5] for side in load_aeslc("dev"))
     found = rouge(summarize(model, tokenizer, [" ".join(body) for body in bodies]), subjects)
     assert abs(found["rouge1"] - record["scores"]["greedy"]["rouge1"]) < 2
+
+
+@pytest.mark.skipif(not (CACHE / "sgd").exists(), reason="Schema-Guided Dialogue is not in data/cache/")
+def test_the_assistant_reaches_the_perplexity_of_its_record():
+    """On an eighth of the validation set, so with some room on both sides."""
+    model, tokenizer, record = load_checkpoint(CHECKPOINTS / "dialogue.safetensors")
+    windows = dialogue_windows(tokenizer, load_schema_guided("dev")[::8], record["context"])
+    nats = mean_loss(model, language_loss, BucketedTexts(*windows, max_tokens=4096)(0))
+    assert abs(nats - math.log(record["scores"]["perplexity_piece"])) < 0.2

@@ -19,6 +19,7 @@ from utils.corpora import (
     PAD,
     BucketedPairs,
     BucketedTexts,
+    CopyingFirst,
     Corpus,
     DownloadError,
     appointments,
@@ -254,6 +255,22 @@ def test_the_order_depends_on_seed_and_epoch_alone(pairs):
     first, again, other = (list(pairs(epoch)) for epoch in (0, 0, 1))
     assert all(torch.equal(a.src, b.src) for a, b in zip(first, again, strict=True))
     assert any(a.src.shape != b.src.shape or not torch.equal(a.src, b.src) for a, b in zip(first, other, strict=False))
+
+
+def test_a_curriculum_copies_first_and_then_gives_the_real_pairs(pairs):
+    own = [[source, [*source, EOS]] for source in pairs.sources]  # two sentences, both of the source's own token
+    curriculum = CopyingFirst(pairs, own, epochs=2)
+    rows = [batch for epoch in (0, 1) for batch in curriculum(epoch)]
+    assert all(torch.equal(batch.src[:, 0], batch.tgt[:, 0]) for batch in rows)
+    assert sum(len(batch.src) for batch in rows) == 2 * len(own)
+    assert {int((batch.tgt == EOS).any(dim=1).sum()) > 0 for batch in rows} == {True, False}  # both were drawn
+    assert all(torch.equal(a.tgt, b.tgt) for a, b in zip(curriculum(0), curriculum(0), strict=True))
+    assert all(torch.equal(a.tgt, b.tgt) for a, b in zip(curriculum(2), pairs(2), strict=True))
+
+
+def test_a_curriculum_needs_a_sentence_for_each_source(pairs):
+    with pytest.raises(ValueError, match="at least one sentence for each of the 200 sources"):
+        CopyingFirst(pairs, [[]] * 200, epochs=1)
 
 
 def test_a_batch_of_texts_keeps_its_loss_mask_and_never_scores_padding():

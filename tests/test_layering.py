@@ -14,7 +14,7 @@ ROWS = [  # the lowest first
     {"conventions", "attention"},
     {"transformer", "corpora", "scores"},
     {"training", "decoding", "audit", "plotting"},
-    {"exercises", "explorer"},
+    {"exercises", "explorer", "chat"},
 ]
 ONLY_MASKS = {"audit", "plotting"}  # so that they serve any model
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}

@@ -172,6 +172,14 @@ def test_a_language_model_is_scored_on_the_flagged_tokens_alone():
     assert tokens == 3
 
 
+def test_a_language_model_may_smooth_its_labels():
+    torch.manual_seed(0)
+    model, batch = DecoderOnly(CONFIG).eval(), text_batch([[1, 5, 6, 7, 2]], [[True] * 5])
+    logits, _ = model(batch.tokens[:, :-1], decoder_only_mask(batch.valid[:, :-1]))
+    expected = F.cross_entropy(logits[0], batch.tokens[0, 1:], label_smoothing=0.1)
+    torch.testing.assert_close(language_loss(model, batch, label_smoothing=0.1)[0], expected)
+
+
 def test_a_language_model_reads_under_the_mask_it_is_given():
     torch.manual_seed(0)
     model = DecoderOnly(CONFIG).eval()

@@ -2,7 +2,7 @@
 
 A module imports only from lower rows, which tests/test_layering.py holds:
 
-exercises    explorer
+exercises    explorer   chat
 training     decoding   audit   plotting
 transformer  corpora    scores
 conventions  attention

@@ -55,7 +55,9 @@ def seq2seq_loss(model: Transformer, batch: Seq2SeqBatch, *, label_smoothing: fl
     return token_loss(logits, labels, labels_valid, label_smoothing=label_smoothing), int(labels_valid.sum())
 
 
-def language_loss(model: DecoderOnly, batch: TextBatch, *, mask: Tensor | None = None) -> tuple[Tensor, int]:
+def language_loss(
+    model: DecoderOnly, batch: TextBatch, *, mask: Tensor | None = None, label_smoothing: float = 0.0
+) -> tuple[Tensor, int]:
     """From the text up to token t predict token t + 1, if that one is scored. Returns (loss, number of labels).
 
     `mask` over all tokens but the last takes the place of `decoder_only_mask`: one [1, 1, L - 1, L - 1] is enough
@@ -64,7 +66,7 @@ def language_loss(model: DecoderOnly, batch: TextBatch, *, mask: Tensor | None =
     mask = decoder_only_mask(batch.valid[:, :-1]) if mask is None else mask
     logits, _ = model(batch.tokens[:, :-1], mask)
     labels, scored = batch.tokens[:, 1:], batch.scored[:, 1:]
-    return token_loss(logits, labels, scored), int(scored.sum())
+    return token_loss(logits, labels, scored, label_smoothing=label_smoothing), int(scored.sum())
 
 
 @torch.no_grad()

@@ -21,7 +21,8 @@ def plot_findings(report: Report) -> list[tuple[Axes, Axes]]:
         seen = measured > 10 * finding.noise
         left.imshow(expected, cmap="cividis", vmin=0, vmax=1)
         left.set(title="expected", xlabel="token", ylabel="output")
-        right.imshow(np.log10(measured.clip(min=1e-12)), cmap="cividis")
+        faintest = np.log10(10 * finding.noise + 1e-12)  # darkest: what is not seen
+        right.imshow(np.log10(measured.clip(min=1e-12)), cmap="cividis", vmin=faintest)
         dead = finding.rule == "dead-connection"
         wrong = expected & (measured <= finding.noise) if dead else seen & ~expected
         outputs, tokens = np.nonzero(wrong)

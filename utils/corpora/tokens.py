@@ -12,9 +12,10 @@ PAD, BOS, EOS, UNK = range(4)
 SPECIAL_TOKENS = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]  # in the order of their ids
 
 
-def train_tokenizer(lines: Sequence[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(lines: Sequence[str], vocab_size: int, *, markers: Sequence[str] = ()) -> Tokenizer:
     """A byte-pair encoding (Sennrich et al., 2016) of lower-cased text with ids 0-3 for the special tokens.
 
+    `markers` are special tokens of a task, for example of the speakers in a dialogue; they get the ids from 4 on.
     One tokenizer for source and target together: names and numbers then keep their pieces in both languages.
     """
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
@@ -22,7 +23,8 @@ def train_tokenizer(lines: Sequence[str], vocab_size: int) -> Tokenizer:
     spaces = [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]  # "▁a ▁man ." decodes to "a man."
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(spaces)
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False)
+    special = [*SPECIAL_TOKENS, *markers]
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(lines, trainer)
     return tokenizer
 
