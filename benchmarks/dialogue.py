@@ -12,8 +12,9 @@ line of the second; an empty line in both ends a dialogue.
 
 import argparse
 import math
+import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain, compress
 from pathlib import Path
@@ -23,7 +24,15 @@ from common import common_arguments, report, score_and_save, surroundings, train
 from tokenizers import Tokenizer
 
 from utils.chat import replies
-from utils.corpora import SPEAKERS, BucketedTexts, dialogue_windows, load_schema_guided, read_lines, train_tokenizer
+from utils.corpora import (
+    SPEAKERS,
+    BucketedTexts,
+    TextBatch,
+    dialogue_windows,
+    load_schema_guided,
+    read_lines,
+    train_tokenizer,
+)
 from utils.scores import bleu_13a
 from utils.training import CHECKPOINTS, language_loss, load_checkpoint, mean_loss, train
 from utils.transformer import DecoderOnly, TransformerConfig
@@ -39,6 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=1024, help="windows times tokens of a batch")
     parser.add_argument("--label-smoothing", type=float, default=0.1)
     parser.add_argument("--context", type=int, default=256, help="tokens of a window")
+    parser.add_argument("--copying-epochs", type=int, default=0, help="epochs with an echo, before the real ones")
     parser.add_argument("--reply-to-every", type=int, default=1, help="BLEU on every n-th turn alone")
     return parser.parse_args()
 
@@ -51,12 +61,28 @@ def trained(args: argparse.Namespace, dialogues: Dialogues) -> tuple[DecoderOnly
     sizes = {"d_model": args.d_model, "d_ff": 4 * args.d_model, "num_layers": args.layers, "dropout": args.dropout}
     torch.manual_seed(args.seed)
     model = DecoderOnly(TransformerConfig(args.vocabulary, **sizes)).to(DEVICE)
-    batches = BucketedTexts(texts, scored, max_tokens=args.max_tokens, seed=args.seed)
+    real = BucketedTexts(texts, scored, max_tokens=args.max_tokens, seed=args.seed)
+    echoes = BucketedTexts(
+        *dialogue_windows(tokenizer, echoing(dialogues, args.seed), args.context), max_tokens=args.max_tokens
+    )
+
+    def batches(epoch: int) -> Iterator[TextBatch]:
+        return (echoes if epoch < args.copying_epochs else real)(epoch)
+
     loss_of = partial(language_loss, label_smoothing=args.label_smoothing)
     budget = {"minutes": args.minutes, "learning_rate": args.learning_rate}
     history = train(model, loss_of, batches, **budget, checkpoint=args.resume)
     record = {"context": args.context} | training_record(model, history, sum(map(sum, scored)), lines)
     return model, tokenizer, record
+
+
+def echoing(dialogues: Dialogues, seed: int) -> Dialogues:
+    """The same dialogues with an assistant who repeats one of the user's turns so far: they teach to copy."""
+    chance = random.Random(seed)
+    return [
+        [chance.choice(dialogue[:place:2]) if place % 2 else turn for place, turn in enumerate(dialogue)]
+        for dialogue in dialogues
+    ]
 
 
 def baselines(train_dialogues: Dialogues, tokenizer: Tokenizer, given: Dialogues, every: int, context: int) -> dict:
