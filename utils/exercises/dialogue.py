@@ -168,8 +168,9 @@ check_own_words_forgotten = Exercise(
         "Future visible: the causal mask is missing.": lambda tokens: any_of(
             segment_mask(_turns(tokens)), padding_mask(_turns(tokens) % 2 == 1)
         ),
-        "The present turn is missing: a bot that does not see what it has just written begins its sentence again and "
-        "again.": _guest_alone,
+        "The present turn is missing: a bot that does not see what it has just written cannot go on with it.": (
+            _guest_alone
+        ),
         "Only the present turn: what the guest has said is to stay visible. Join two masks by any_of.": lambda tokens: (
             all_of(causal_mask(tokens.shape[1]), segment_mask(_turns(tokens)))
         ),
