@@ -92,7 +92,7 @@ def chat_box(chat: Chat) -> widgets.VBox:
     line = widgets.Text(placeholder="your turn")
     send, again = widgets.Button(description="Send"), widgets.Button(description="Start again")
     for part in (shown, line):
-        part.layout.width = "100%"
+        part.layout.width = "auto"  # all there is; 100 % would add the margins
 
     def update(text: str = "") -> None:
         shown.value, message.value = chat.transcript(), text
