@@ -34,7 +34,7 @@ def bookings(count: int, *, seed: int = 0) -> list[list[str]]:
 
     The bot asks for what is missing, notes changes, and reads everything back at the end. What it says follows from
     what was said before, so each of its turns has one right wording. A guest may correct an earlier wish, ask for
-    one, or say something aside that counts never. The same seed gives the same dialogues, and a larger count only
+    one, or say something in passing that never counts. The same seed gives the same dialogues, and a larger count only
     adds to them.
     """
     chance, written = random.Random(seed), {}
