@@ -16,10 +16,11 @@ import torch
 from tokenizers import Tokenizer
 
 from utils.corpora import BucketedPairs, encode, train_tokenizer
-from utils.training import History, Model, load_checkpoint, save_checkpoint, seq2seq_loss, train
+from utils.training import CHECKPOINTS, History, Loss, Model, load_checkpoint, save_checkpoint, seq2seq_loss, train
 from utils.transformer import Transformer, TransformerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "data" / "cache" / "runs"
 Batches = Callable[[int], Iterable[Any]]  # the batches of an epoch
 
 
@@ -40,7 +41,27 @@ def common_arguments(description: str, data: str, splits: Sequence[str]) -> argp
     parser.add_argument("--save", type=Path, help="write the trained model there, .safetensors")
     parser.add_argument("--evaluate", type=Path, nargs=2, metavar=("SRC", "TGT"), help="score the shipped checkpoint")
     parser.add_argument("--json", type=Path, help="write the result there")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="train the shipped model: its settings, its state in data/cache/runs (a second call goes on from there), "
+        "the model to data/checkpoints",
+    )
     return parser
+
+
+def parsed(parser: argparse.ArgumentParser, name: str, settings: dict[str, Any]) -> argparse.Namespace:
+    """The arguments; with --full, `settings` and the files of the shipped model are the defaults.
+
+    `name` is that of the model's files; a {flag} in it stands for the value of that flag.
+    """
+    args = parser.parse_args()
+    if not args.full:
+        return args
+    name = name.format(**vars(args)).replace("-", "_")
+    files = {"resume": RUNS / f"{name}.safetensors", "save": CHECKPOINTS / f"{name}.safetensors"}
+    parser.set_defaults(**settings, **files)
+    return parser.parse_args()
 
 
 def training_arguments(description: str, data: str, splits: Sequence[str]) -> argparse.ArgumentParser:
@@ -72,6 +93,7 @@ def train_seq2seq(
     *,
     source_limit: int | None = None,
     curriculum: Callable[[BucketedPairs, Tokenizer], Batches] = lambda pairs, tokenizer: pairs,
+    loss_of: Loss = seq2seq_loss,
 ) -> tuple[Transformer, Tokenizer, dict]:
     """An encoder-decoder trained on pairs of texts, its tokenizer, and the record of the training.
 
@@ -86,7 +108,7 @@ def train_seq2seq(
     )
     model = Transformer(config).to("cuda" if torch.cuda.is_available() else "cpu")
     budget = {"minutes": args.minutes, "learning_rate": args.learning_rate, "checkpoint": args.resume}
-    history = train(model, seq2seq_loss, curriculum(pairs, tokenizer), **budget)
+    history = train(model, loss_of, curriculum(pairs, tokenizer), **budget)
     labels = sum(len(ids) - 1 for ids in pairs.targets)
     record = training_record(model, history, labels, sources + targets)
     return model, tokenizer, record | {"epochs": history.epoch, "source_limit": source_limit}

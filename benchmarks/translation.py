@@ -1,6 +1,7 @@
 """Train a translation model on Multi30k and score it, or score the shipped one on files of your own.
 
     python benchmarks/translation.py --direction de-en --minutes 5 --json result.json
+    python benchmarks/translation.py --direction en-de --full
     python benchmarks/translation.py --direction en-de --evaluate my.en.gz my.de.gz
 
 Without --data the corpus is downloaded. BLEU is counted in both usual ways: sacrebleu 13a lower-cased, and
@@ -10,20 +11,38 @@ lower-cased Moses tokens as in Wu et al. (2021). Choose settings with --split va
 import argparse
 from functools import partial
 
-from common import report, score_and_save, surroundings, train_seq2seq, training_arguments
+from common import parsed, report, score_and_save, surroundings, train_seq2seq, training_arguments
+from regularisation import ResegmentedPairs, r_drop_loss
 from tokenizers import Tokenizer
 
-from utils.corpora import load_multi30k, read_lines
+from utils.corpora import BucketedPairs, load_multi30k, read_lines
 from utils.decoding import translate
 from utils.scores import bleu_13a, bleu_moses
-from utils.training import CHECKPOINTS, load_checkpoint
+from utils.training import CHECKPOINTS, load_checkpoint, seq2seq_loss
 from utils.transformer import Transformer
+
+FULL = {"minutes": 85.0, "layers": 3, "dropout": 0.2, "bpe_dropout": 0.1, "r_drop": 2.5, "max_tokens": 1024}
 
 
 def arguments() -> argparse.Namespace:
     parser = training_arguments(__doc__, "train.de.gz and so on", ["val", "test_2016_flickr"])
     parser.add_argument("--direction", choices=["de-en", "en-de"], default="de-en")
-    return parser.parse_args()
+    parser.add_argument("--bpe-dropout", type=float, default=0.0, help="share of merges left out, anew in each epoch")
+    parser.add_argument("--r-drop", type=float, default=0.0, help="weight of the divergence between two dropouts")
+    return parsed(parser, "translation_{direction}", FULL)
+
+
+def trained(args: argparse.Namespace, sources: list[str], targets: list[str]) -> tuple[Transformer, Tokenizer, dict]:
+    """A model trained with the regularisers that were asked for, its tokenizer, and the record of the training."""
+    loss_of = partial(r_drop_loss, weight=args.r_drop) if args.r_drop else seq2seq_loss
+    if not args.bpe_dropout:
+        return train_seq2seq(args, sources, targets, loss_of=loss_of)
+    settings = {"dropout": args.bpe_dropout, "max_tokens": args.max_tokens, "seed": args.seed}
+
+    def curriculum(_: BucketedPairs, tokenizer: Tokenizer) -> ResegmentedPairs:
+        return ResegmentedPairs(tokenizer, sources, targets, **settings)
+
+    return train_seq2seq(args, sources, targets, curriculum=curriculum, loss_of=loss_of)
 
 
 def scores(model: Transformer, tokenizer: Tokenizer, given: list[list[str]], language: str, beam: int) -> dict:
@@ -48,7 +67,7 @@ def main() -> None:
         given = [read_lines(path) for path in args.evaluate]
         result["trained_by"] = record["command"]
     else:
-        model, tokenizer, training = train_seq2seq(args, *load_multi30k("train", languages, folder=args.data))
+        model, tokenizer, training = trained(args, *load_multi30k("train", languages, folder=args.data))
         result |= training
         given = load_multi30k(args.split, languages, folder=args.data)
     result["scored_on"] = "given files" if args.evaluate else f"{args.split}, {len(given[0])} pairs"
