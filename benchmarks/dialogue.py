@@ -1,18 +1,19 @@
 """Train a dialogue model on Schema-Guided Dialogue and score it, or score the shipped one on dialogues of your own.
 
     python benchmarks/dialogue.py --minutes 5 --json result.json
+    python benchmarks/dialogue.py --full
     python benchmarks/dialogue.py --evaluate user.txt assistant.txt
 
 Without --data the corpus is downloaded. The scores are perplexity, of a piece and of a word (with its end mark), and
 BLEU of greedy replies to the right history; beside them those of unigrams and of the most common reply of the training
 data. Dropout and label smoothing are strong, because the services of dev and test are others than those of train, and
-a model that is too sure of itself pays for it. With --evaluate, each line of the first file is answered by the same
-line of the second; an empty line in both ends a dialogue.
+a model that is too sure of itself pays for it. With --mails N the model also reads the e-mails of AESLC, an N-th of
+them in each epoch, which hold words that the dialogues of train do not. With --evaluate, each line of the first file is
+answered by the same line of the second; an empty line in both ends a dialogue.
 """
 
 import argparse
 import math
-import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,7 +21,7 @@ from itertools import chain, compress
 from pathlib import Path
 
 import torch
-from common import common_arguments, report, score_and_save, surroundings, training_record
+from common import common_arguments, parsed, report, score_and_save, surroundings, training_record
 from tokenizers import Tokenizer
 
 from utils.chat import replies
@@ -29,6 +30,8 @@ from utils.corpora import (
     BucketedTexts,
     TextBatch,
     dialogue_windows,
+    encode,
+    load_aeslc,
     load_schema_guided,
     read_lines,
     train_tokenizer,
@@ -39,6 +42,7 @@ from utils.transformer import DecoderOnly, TransformerConfig
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Dialogues = list[list[str]]
+FULL = {"minutes": 26.0, "layers": 4, "dropout": 0.2, "vocabulary": 1000, "mails": 4, "max_tokens": 2048}
 
 
 def arguments() -> argparse.Namespace:
@@ -48,41 +52,39 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=1024, help="windows times tokens of a batch")
     parser.add_argument("--label-smoothing", type=float, default=0.1)
     parser.add_argument("--context", type=int, default=256, help="tokens of a window")
-    parser.add_argument("--copying-epochs", type=int, default=0, help="epochs with an echo, before the real ones")
+    parser.add_argument("--mails", type=int, default=0, help="read an n-th of the e-mails in each epoch; 0: none")
+    parser.add_argument("--mail-data", type=Path, help="folder with the archive of AESLC; default: download")
     parser.add_argument("--reply-to-every", type=int, default=1, help="BLEU on every n-th turn alone")
-    return parser.parse_args()
+    return parsed(parser, "dialogue", FULL)
 
 
 def trained(args: argparse.Namespace, dialogues: Dialogues) -> tuple[DecoderOnly, Tokenizer, dict]:
     """A model trained on the turns of the assistant, its tokenizer, and the record of the training."""
     lines = [turn for dialogue in dialogues for turn in dialogue]
-    tokenizer = train_tokenizer(lines, args.vocabulary, markers=SPEAKERS)
+    mails = [" ".join(body) for body in load_aeslc("train", folder=args.mail_data)[0]] if args.mails else []
+    tokenizer = train_tokenizer(lines + mails, args.vocabulary, markers=SPEAKERS)
     texts, scored = dialogue_windows(tokenizer, dialogues, args.context)
+    pages = mail_windows(tokenizer, mails, args.context)
     sizes = {"d_model": args.d_model, "d_ff": 4 * args.d_model, "num_layers": args.layers, "dropout": args.dropout}
     torch.manual_seed(args.seed)
     model = DecoderOnly(TransformerConfig(args.vocabulary, **sizes)).to(DEVICE)
-    real = BucketedTexts(texts, scored, max_tokens=args.max_tokens, seed=args.seed)
-    echoes = BucketedTexts(
-        *dialogue_windows(tokenizer, echoing(dialogues, args.seed), args.context), max_tokens=args.max_tokens
-    )
 
     def batches(epoch: int) -> Iterator[TextBatch]:
-        return (echoes if epoch < args.copying_epochs else real)(epoch)
+        share = pages[epoch % args.mails :: args.mails] if args.mails else []
+        flags = [*scored, *([True] * len(page) for page in share)]
+        return BucketedTexts(texts + share, flags, max_tokens=args.max_tokens, seed=args.seed)(epoch)
 
     loss_of = partial(language_loss, label_smoothing=args.label_smoothing)
     budget = {"minutes": args.minutes, "learning_rate": args.learning_rate}
     history = train(model, loss_of, batches, **budget, checkpoint=args.resume)
-    record = {"context": args.context} | training_record(model, history, sum(map(sum, scored)), lines)
-    return model, tokenizer, record
+    labels = sum(map(sum, scored)) + sum(len(page) - 1 for page in pages) / max(1, args.mails)
+    return model, tokenizer, {"context": args.context} | training_record(model, history, round(labels), lines + mails)
 
 
-def echoing(dialogues: Dialogues, seed: int) -> Dialogues:
-    """The same dialogues with an assistant who repeats one of the user's turns so far: they teach to copy."""
-    chance = random.Random(seed)
-    return [
-        [chance.choice(dialogue[:place:2]) if place % 2 else turn for place, turn in enumerate(dialogue)]
-        for dialogue in dialogues
-    ]
+def mail_windows(tokenizer: Tokenizer, mails: Sequence[str], limit: int) -> list[list[int]]:
+    """Token ids of e-mails, [BOS] to [EOS], cut after every `limit` tokens."""
+    ids = encode(tokenizer, mails, bos=True)
+    return [mail[start : start + limit] for mail in ids for start in range(0, len(mail) - 1, limit)]
 
 
 def baselines(train_dialogues: Dialogues, tokenizer: Tokenizer, given: Dialogues, every: int, context: int) -> dict:

@@ -1,0 +1,115 @@
+"""What the benchmarks train with and measure is what they say; no time is asserted."""
+
+import random
+import sys
+
+import common
+import length
+import pytest
+import torch
+import training_speed
+from dialogue import mail_windows
+from regularisation import ResegmentedPairs, r_drop_loss
+from torch.testing import assert_close
+
+from utils.corpora import BOS, EOS, number_words, seq2seq_batch, train_tokenizer
+from utils.training import seq2seq_loss
+from utils.transformer import Transformer, TransformerConfig
+
+SOURCES, TARGETS = number_words(300)
+TOKENIZER = train_tokenizer(SOURCES + TARGETS, 120)
+CONFIG = TransformerConfig(120, 16, num_heads=2, dropout=0.0)
+
+
+def some_batch():
+    chance = random.Random(0)
+    return seq2seq_batch(*([[chance.randrange(4, 120) for _ in range(size)] for size in (9, 4, 7)] for _ in range(2)))
+
+
+def test_new_pieces_in_each_epoch_spell_the_same_words():
+    pairs = ResegmentedPairs(TOKENIZER, SOURCES, TARGETS, dropout=0.3, max_tokens=200, seed=0)
+    epochs = [[row for batch in pairs(epoch) for row in batch.tgt.tolist()] for epoch in range(2)]
+    assert sorted(epochs[0]) != sorted(epochs[1])
+    for epoch in epochs:
+        assert sorted(TOKENIZER.decode_batch(epoch)) == sorted(TARGETS)
+
+
+def test_outside_an_epoch_no_merge_is_left_out():
+    expected = TOKENIZER.encode(TARGETS[-1]).ids
+    next(ResegmentedPairs(TOKENIZER, SOURCES, TARGETS, dropout=0.9, max_tokens=200, seed=0)(0))
+    assert all(TOKENIZER.encode(TARGETS[-1]).ids == expected for _ in range(5))
+
+
+def test_without_dropout_r_drop_is_the_plain_loss():
+    torch.manual_seed(0)
+    model, batch = Transformer(CONFIG), some_batch()
+    loss, labels = r_drop_loss(model, batch, weight=3.0)
+    expected, expected_labels = seq2seq_loss(model, batch)
+    assert_close(loss, expected)
+    assert labels == expected_labels
+
+
+def test_r_drop_adds_the_mean_of_both_divergences():
+    """Against PyTorch's own divergence, of the same two draws of dropout; padding does not count."""
+    torch.manual_seed(0)
+    model, batch = Transformer(TransformerConfig(120, 16, num_heads=2, dropout=0.3)), some_batch()
+    drawn = []
+    model.register_forward_hook(lambda _, __, output: drawn.append(output[0]))
+    torch.manual_seed(1)
+    plain, _ = r_drop_loss(model, batch, weight=0.0)
+    torch.manual_seed(1)
+    loss, _ = r_drop_loss(model, batch, weight=3.0)
+    p, q = (side[batch.tgt_valid[:, 1:]].log_softmax(-1) for side in drawn[1].chunk(2))
+    both = sum(torch.nn.functional.kl_div(x, y, log_target=True, reduction="batchmean") for x, y in ((p, q), (q, p)))
+    assert both > 0.01
+    assert_close(loss - plain, 3.0 * both / 2)
+
+
+def test_e_mails_are_cut_and_nothing_is_lost():
+    mails = [" ".join(SOURCES[:3]), SOURCES[4]]
+    windows = mail_windows(TOKENIZER, mails, 7)
+    assert all(len(window) <= 7 for window in windows)
+    flat = [token for window in windows for token in window]
+    assert [flat.count(BOS), flat.count(EOS)] == [2, 2]
+    assert TOKENIZER.decode(flat) == " ".join(mails)
+
+
+@pytest.mark.parametrize("size", [4, 8, 24])
+def test_both_forms_of_a_mask_compute_the_same(size):
+    runs = length.contestants(length.random_qkv(size, device="cpu"), 4)
+    for kind, structured in {"causal": "is_causal", "local": "in blocks", "packed": "as rows"}.items():
+        assert_close(runs[f"{kind}, {structured}"][0](), runs[f"{kind}, dense mask"][0](), msg=kind)
+
+
+def test_dense_batches_pad_every_sentence_to_one_length():
+    ids = [[5, 6, 7]] * 33
+    first, last = training_speed.dense_batches(ids, ids)
+    assert first.src.shape == (32, training_speed.DENSE_LEN)
+    assert last.tgt.shape == (1, training_speed.DENSE_LEN)
+    assert last.tgt_valid.sum() == 3
+
+
+def test_written_out_attention_equals_the_fused_one():
+    """The same weights give the same loss: so both train the same model."""
+    torch.manual_seed(0)
+    ours, batch = Transformer(CONFIG), some_batch()
+    theirs = training_speed.written_out(CONFIG)
+    state = theirs.state_dict() | {name: value for name, value in ours.state_dict().items() if "attention" not in name}
+    for name, value in ours.state_dict().items():
+        part, _, kind = name.rpartition(".")
+        if "in_projection" in name:
+            names = (f"{part.removesuffix('in_projection')}{role}.{kind}" for role in ("query", "key", "value"))
+            state |= dict(zip(names, value.chunk(3), strict=True))
+        elif "out_projection" in name:
+            state[name.replace("out_projection", "output")] = value
+    theirs.load_state_dict(state)
+    assert_close(training_speed.dense_loss(theirs, batch)[0], seq2seq_loss(ours, batch)[0])
+
+
+@pytest.mark.parametrize(("flags", "minutes"), [([], 5.0), (["--full"], 60.0), (["--full", "--minutes", "2"], 2.0)])
+def test_full_sets_defaults_that_a_flag_overrides(monkeypatch, flags, minutes):
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    parser = common.common_arguments("", "", ["val", "test"])
+    args = common.parsed(parser, "model_of_{seed}", {"minutes": 60.0})
+    assert args.minutes == minutes
+    assert args.save == (common.CHECKPOINTS / "model_of_0.safetensors" if "--full" in flags else None)
