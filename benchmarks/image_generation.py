@@ -1,6 +1,8 @@
 """Train an image model on Fashion-MNIST, pixel by pixel, and count its bits per pixel.
 
     python benchmarks/image_generation.py --size 14 --minutes 5 --json result.json
+    python benchmarks/image_generation.py --full
+    python benchmarks/image_generation.py --size 28 --levels 256 --minutes 30 --peer pixelcnn
     python benchmarks/image_generation.py --evaluate my-images-idx3-ubyte.gz my-labels-idx1-ubyte.gz
 
 Without --data the corpus is downloaded. Bits per pixel are comparable only for one size and one number of grey
@@ -12,15 +14,26 @@ import math
 from functools import partial
 
 import torch
-from common import common_arguments, report, score_and_save, surroundings, training_record
+from common import common_arguments, parsed, report, score_and_save, surroundings, training_record
+from pixelcnn import PixelCNN, pixel_loss
+from torch import Tensor, nn
 
-from utils.corpora import ImageBatches, Images, grey_images, image_tokens, image_vocabulary, load_fashion_mnist
+from utils.corpora import (
+    FIRST_LEVEL,
+    ImageBatches,
+    Images,
+    grey_images,
+    image_tokens,
+    image_vocabulary,
+    load_fashion_mnist,
+)
 from utils.masks import causal_mask
 from utils.training import CHECKPOINTS, Loss, language_loss, load_checkpoint, mean_loss, train
 from utils.transformer import DecoderOnly, TransformerConfig
 
 HELD_OUT = 5000
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FULL = {"minutes": 40.0, "levels": 256, "d_model": 96, "batch_size": 8}
 
 
 def arguments() -> argparse.Namespace:
@@ -29,45 +42,78 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, choices=[7, 14, 28], default=28, help="pixels in a row")
     parser.add_argument("--levels", type=int, default=16, help="grey levels")
     parser.add_argument("--batch-size", type=int, default=32, help="images of a batch")
-    return parser.parse_args()
+    parser.add_argument("--peer", choices=["pixelcnn"], help="train this instead of the Transformer; it is not saved")
+    args = parsed(parser, "image_generation", FULL)
+    if args.peer and args.save:
+        parser.error("--peer trains a model for comparison alone, which is not saved; leave out --save and --full.")
+    return args
 
 
-def raster_loss(tokens: torch.Tensor) -> Loss:
-    """The loss of image rows: no padding, so one causal mask serves every batch."""
+def loss_of(model: nn.Module, tokens: Tensor) -> Loss:
+    """The loss of image rows; under attention one causal mask serves every batch, because no row is padded."""
+    if isinstance(model, PixelCNN):
+        return pixel_loss
     return partial(language_loss, mask=causal_mask(tokens.shape[1] - 1, device=DEVICE))
 
 
-def scores(model: DecoderOnly, _: None, tokens: torch.Tensor) -> dict[str, float]:
+def scores(model: nn.Module, _: None, tokens: Tensor) -> dict[str, float]:
     """Mean cost of a pixel in bits, given its class and the pixels before it."""
-    nats = mean_loss(model.to(DEVICE), raster_loss(tokens), ImageBatches(tokens, batch_size=50)(0))
+    nats = mean_loss(model.to(DEVICE), loss_of(model, tokens), ImageBatches(tokens, batch_size=50)(0))
     return {"bits_per_pixel": round(nats / math.log(2), 3)}
 
 
-def trained(args: argparse.Namespace) -> tuple[DecoderOnly, dict]:
-    """A model trained on Fashion-MNIST, and the record of the training."""
-    images = load_fashion_mnist("train", size=args.size, levels=args.levels, folder=args.data)
-    tokens = image_tokens(images, args.levels)[:-HELD_OUT]
+def new_model(args: argparse.Namespace) -> nn.Module:
     torch.manual_seed(args.seed)
-    config = TransformerConfig(
-        image_vocabulary(args.levels),
-        args.d_model,
-        d_ff=4 * args.d_model,
-        num_layers=args.layers,
-        dropout=args.dropout,
-    )
-    model = DecoderOnly(config).to(DEVICE)
+    if args.peer:
+        return PixelCNN(args.size, args.levels).to(DEVICE)
+    sizes = {"d_ff": 4 * args.d_model, "num_layers": args.layers, "dropout": args.dropout}
+    return DecoderOnly(TransformerConfig(image_vocabulary(args.levels), args.d_model, **sizes)).to(DEVICE)
+
+
+def training_tokens(args: argparse.Namespace) -> Tensor:
+    """All training images but those held out, as rows of tokens."""
+    images = load_fashion_mnist("train", size=args.size, levels=args.levels, folder=args.data)
+    return image_tokens(images, args.levels)[:-HELD_OUT]
+
+
+def trained(args: argparse.Namespace, tokens: Tensor) -> tuple[nn.Module, dict]:
+    """A model trained on rows of tokens, and the record of the training."""
+    model = new_model(args)
     batches = ImageBatches(tokens, batch_size=args.batch_size, seed=args.seed)
-    history = train(
-        model,
-        raster_loss(tokens),
-        batches,
-        minutes=args.minutes,
-        learning_rate=args.learning_rate,
-        checkpoint=args.resume,
-    )
-    rows = (bytes(row).hex() for row in tokens.tolist())
+    budget = {"minutes": args.minutes, "learning_rate": args.learning_rate}
+    history = train(model, loss_of(model, tokens), batches, **budget, checkpoint=args.resume)
+    rows = (bytes(row).hex() for row in images_of(tokens, args.levels).tolist())
     sizes = {"size": args.size, "levels": args.levels}
     return model, sizes | training_record(model, history, tokens[:, 1:].numel(), rows)
+
+
+def images_of(tokens: Tensor, levels: int) -> Tensor:
+    """Rows of class and grey levels, each below 256: [N, 1 + S*S]."""
+    return torch.cat((tokens[:, :1] - FIRST_LEVEL - levels, tokens[:, 1:] - FIRST_LEVEL), dim=1)
+
+
+def baselines(known: Tensor, tokens: Tensor, levels: int) -> dict[str, float]:
+    """Bits per pixel of `tokens` when the levels of the rows `known` are only counted (plus a tenth)."""
+    sides = [(rows[:, :1], rows[:, 1:]) for rows in (images_of(known, levels), images_of(tokens, levels))]
+    place = torch.arange(known.shape[1] - 1)
+    keys_of = {
+        "unigram": lambda label: 0 * place + 0 * label,
+        "position": lambda label: place + 0 * label,
+        "class and position": lambda label: place + len(place) * label,
+    }
+    return {"uniform": math.log2(levels)} | {
+        name: round(counted_bits([(keys(label), pixels) for label, pixels in sides], levels), 3)
+        for name, keys in keys_of.items()
+    }
+
+
+def counted_bits(sides: list[tuple[Tensor, Tensor]], levels: int) -> float:
+    """Mean bits of the levels of the second side under the frequencies of the first, for each key alone."""
+    (keys, pixels), (new_keys, new_pixels) = sides
+    counts = torch.full((int(keys.max()) + 1, levels), 0.1, dtype=torch.double)
+    counts.view(-1).index_add_(0, (keys * levels + pixels).flatten(), torch.ones(pixels.numel(), dtype=torch.double))
+    shares = counts / counts.sum(dim=1, keepdim=True)
+    return -shares[new_keys, new_pixels].log2().mean().item()
 
 
 def scored_images(args: argparse.Namespace) -> tuple[str, Images]:
@@ -89,10 +135,13 @@ def main() -> None:
         args.size, args.levels = record["size"], record["levels"]
         result["trained_by"] = record["command"]
     else:
-        model, training = trained(args)
+        known = training_tokens(args)
+        model, training = trained(args, known)
         result |= training
     result["scored_on"], images = scored_images(args)
     tokens = image_tokens(images, args.levels)
+    if not args.evaluate:
+        result["baselines"] = baselines(known, tokens, args.levels)
     score_and_save(result, model, None, args.save, partial(scores, tokens=tokens))
     report(result, args.json)
 

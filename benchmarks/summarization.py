@@ -1,6 +1,7 @@
 """Train a model that writes subject lines for e-mails (AESLC) and score it, or score the shipped one on your files.
 
     python benchmarks/summarization.py --minutes 5 --json result.json
+    python benchmarks/summarization.py --full
     python benchmarks/summarization.py --evaluate bodies.txt subjects.txt
 
 Without --data the corpus is downloaded. In the first epochs (--copying-epochs) the model writes a sentence of the
@@ -11,7 +12,7 @@ on the same split. Choose settings with --split dev; test is for the end.
 from functools import partial
 from itertools import chain, islice
 
-from common import report, score_and_save, surroundings, train_seq2seq, training_arguments
+from common import parsed, report, score_and_save, surroundings, train_seq2seq, training_arguments
 from tokenizers import Tokenizer
 
 from utils.corpora import BucketedPairs, CopyingFirst, encode, load_aeslc, read_lines
@@ -23,6 +24,7 @@ from utils.transformer import Transformer
 SOURCE_LIMIT = 128  # pieces of an e-mail that are read
 SENTENCE_LIMIT = 24  # pieces of a sentence that are written in the epochs of copying
 FIRST_SENTENCES = 6  # of an e-mail, from which one is drawn
+FULL = {"minutes": 71.0, "max_tokens": 4096, "learning_rate": 2e-3, "copying_epochs": 6}
 
 
 def rounded(hypotheses: list[str], references: list[str]) -> dict[str, float]:
@@ -52,7 +54,7 @@ def copying_first(pairs: BucketedPairs, tokenizer: Tokenizer, sentences: list[li
 def main() -> None:
     parser = training_arguments(__doc__, "the archive of AESLC", ["dev", "test"])
     parser.add_argument("--copying-epochs", type=int, default=0, help="epochs of copying before the subjects")
-    args = parser.parse_args()
+    args = parsed(parser, "summarization", FULL)
     result = {"task": "AESLC e-mail to subject", "seed": args.seed} | surroundings()
     if args.evaluate:
         model, tokenizer, record = load_checkpoint(CHECKPOINTS / "summarization.safetensors")

@@ -9,10 +9,11 @@ import pytest
 import torch
 import training_speed
 from dialogue import mail_windows
+from pixelcnn import PixelCNN, pixel_loss
 from regularisation import ResegmentedPairs, r_drop_loss
 from torch.testing import assert_close
 
-from utils.corpora import BOS, EOS, number_words, seq2seq_batch, train_tokenizer
+from utils.corpora import BOS, EOS, ImageBatches, Images, image_tokens, number_words, seq2seq_batch, train_tokenizer
 from utils.training import seq2seq_loss
 from utils.transformer import Transformer, TransformerConfig
 
@@ -113,3 +114,27 @@ def test_full_sets_defaults_that_a_flag_overrides(monkeypatch, flags, minutes):
     args = common.parsed(parser, "model_of_{seed}", {"minutes": 60.0})
     assert args.minutes == minutes
     assert args.save == (common.CHECKPOINTS / "model_of_0.safetensors" if "--full" in flags else None)
+
+
+def test_the_pixelcnn_sees_no_pixel_that_comes_later():
+    """Nor the pixel itself; those before it do count, and so does the class."""
+    torch.manual_seed(0)
+    model = PixelCNN(8, 5, features=8, blocks=2)
+    pixels = torch.randint(5, (1, 8, 8)).float().requires_grad_()
+    logits = model(pixels, torch.tensor([3]))
+    (gradient,) = torch.autograd.grad(logits[0, :, 4, 3].sum(), pixels)
+    seen = gradient[0].flatten() != 0
+    assert not seen[4 * 8 + 3 :].any()
+    assert seen[4 * 8 + 2]
+    assert seen[3 * 8 + 3]
+    assert not torch.equal(logits, model(pixels, torch.tensor([4])))
+
+
+def test_the_loss_of_the_pixelcnn_is_that_of_its_logits():
+    torch.manual_seed(0)
+    images = Images(torch.randint(5, (3, 4, 4)), torch.tensor([0, 9, 4]))
+    tokens, model = image_tokens(images, 5), PixelCNN(4, 5, features=8, blocks=1)
+    loss, count = pixel_loss(model, next(ImageBatches(tokens, batch_size=3)(0)))
+    expected = torch.nn.functional.cross_entropy(model(images.pixels, images.labels), images.pixels)
+    assert_close(loss, expected)
+    assert count == 48
