@@ -1,12 +1,13 @@
 """Two ways to make more of a small parallel corpus: new pieces in each epoch, and two dropouts that must agree."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from utils.corpora import BucketedPairs, Seq2SeqBatch, encode
+from utils.training import seq2seq_loss
 from utils.transformer import Transformer, seq2seq_masks
 
 
@@ -58,3 +59,22 @@ def r_drop_loss(
     first_valid = valid.chunk(2)[0]
     loss = cross_entropy[valid].mean() + weight * divergence[first_valid].mean()
     return loss, int(first_valid.sum())
+
+
+class LaterRDrop:
+    """The plain loss in the first epochs, R-Drop from epoch `first` on: the plain one learns twice as fast at first.
+
+    Give `batches` and `loss` to the same training: the first learns which epoch it is, and tells the second.
+    """
+
+    def __init__(self, pairs: Callable[[int], Iterable[Seq2SeqBatch]], *, first: int, weight: float) -> None:
+        self.pairs, self.first, self.weight = pairs, first, weight
+
+    def batches(self, epoch: int) -> Iterable[Seq2SeqBatch]:
+        """The batches of one epoch, as `pairs` gives them."""
+        self.on = epoch >= self.first
+        return self.pairs(epoch)
+
+    def loss(self, model: Transformer, batch: Seq2SeqBatch) -> tuple[Tensor, int]:
+        """The loss of the epoch that `batches` was asked for last."""
+        return r_drop_loss(model, batch, weight=self.weight) if self.on else seq2seq_loss(model, batch)

@@ -9,19 +9,20 @@ lower-cased Moses tokens as in Wu et al. (2021). Choose settings with --split va
 """
 
 import argparse
+import sys
 from functools import partial
 
-from common import parsed, report, score_and_save, surroundings, train_seq2seq, training_arguments
-from regularisation import ResegmentedPairs, r_drop_loss
+from common import Batches, parsed, report, score_and_save, surroundings, train_seq2seq, training_arguments
+from regularisation import LaterRDrop, ResegmentedPairs
 from tokenizers import Tokenizer
 
 from utils.corpora import BucketedPairs, load_multi30k, read_lines
 from utils.decoding import translate
 from utils.scores import bleu_13a, bleu_moses
-from utils.training import CHECKPOINTS, load_checkpoint, seq2seq_loss
+from utils.training import CHECKPOINTS, load_checkpoint
 from utils.transformer import Transformer
 
-FULL = {"minutes": 95.0, "layers": 3, "dropout": 0.2, "bpe_dropout": 0.1, "r_drop": 2.5, "max_tokens": 1024}
+FULL = {"minutes": 75.0, "layers": 3, "dropout": 0.2, "r_drop": 2.5, "r_drop_from": 16, "max_tokens": 1536}
 
 
 def arguments() -> argparse.Namespace:
@@ -29,20 +30,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--direction", choices=["de-en", "en-de"], default="de-en")
     parser.add_argument("--bpe-dropout", type=float, default=0.0, help="share of merges left out, anew in each epoch")
     parser.add_argument("--r-drop", type=float, default=0.0, help="weight of the divergence between two dropouts")
+    parser.add_argument("--r-drop-from", type=int, default=0, help="epoch in which R-Drop begins")
     return parsed(parser, "translation_{direction}", FULL)
 
 
 def trained(args: argparse.Namespace, sources: list[str], targets: list[str]) -> tuple[Transformer, Tokenizer, dict]:
     """A model trained with the regularisers that were asked for, its tokenizer, and the record of the training."""
-    loss_of = partial(r_drop_loss, weight=args.r_drop) if args.r_drop else seq2seq_loss
-    if not args.bpe_dropout:
-        return train_seq2seq(args, sources, targets, loss_of=loss_of)
-    settings = {"dropout": args.bpe_dropout, "max_tokens": args.max_tokens, "seed": args.seed}
+    regularised = LaterRDrop(None, first=args.r_drop_from if args.r_drop else sys.maxsize, weight=args.r_drop)
 
-    def curriculum(_: BucketedPairs, tokenizer: Tokenizer) -> ResegmentedPairs:
-        return ResegmentedPairs(tokenizer, sources, targets, **settings)
+    def curriculum(pairs: BucketedPairs, tokenizer: Tokenizer) -> Batches:
+        regularised.pairs = pairs
+        if args.bpe_dropout:
+            settings = {"dropout": args.bpe_dropout, "max_tokens": args.max_tokens, "seed": args.seed}
+            regularised.pairs = ResegmentedPairs(tokenizer, sources, targets, **settings)
+        return regularised.batches
 
-    return train_seq2seq(args, sources, targets, curriculum=curriculum, loss_of=loss_of)
+    return train_seq2seq(args, sources, targets, curriculum=curriculum, loss_of=regularised.loss)
 
 
 def scores(model: Transformer, tokenizer: Tokenizer, given: list[list[str]], language: str, beam: int) -> dict:
