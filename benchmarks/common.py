@@ -86,18 +86,22 @@ def training_record(model: Model, history: History, labels_in_an_epoch: int, lin
     }
 
 
+def plain(pairs: BucketedPairs, _: Tokenizer) -> tuple[Batches, Loss]:
+    """The recipe without anything special: the pairs, again and again, and teacher forcing."""
+    return pairs, seq2seq_loss
+
+
 def train_seq2seq(
     args: argparse.Namespace,
     sources: list[str],
     targets: list[str],
     *,
     source_limit: int | None = None,
-    curriculum: Callable[[BucketedPairs, Tokenizer], Batches] = lambda pairs, tokenizer: pairs,
-    loss_of: Loss = seq2seq_loss,
+    recipe: Callable[[BucketedPairs, Tokenizer], tuple[Batches, Loss]] = plain,
 ) -> tuple[Transformer, Tokenizer, dict]:
     """An encoder-decoder trained on pairs of texts, its tokenizer, and the record of the training.
 
-    `curriculum` makes the batches of each epoch from the pairs; by default they are the pairs, again and again.
+    `recipe` makes the batches of each epoch and the loss from the pairs and their tokenizer.
     """
     tokenizer = train_tokenizer(sources + targets, args.vocabulary)
     sides = encode(tokenizer, sources, limit=source_limit), encode(tokenizer, targets, bos=True)
@@ -108,7 +112,8 @@ def train_seq2seq(
     )
     model = Transformer(config).to("cuda" if torch.cuda.is_available() else "cpu")
     budget = {"minutes": args.minutes, "learning_rate": args.learning_rate, "checkpoint": args.resume}
-    history = train(model, loss_of, curriculum(pairs, tokenizer), **budget)
+    batches, loss_of = recipe(pairs, tokenizer)
+    history = train(model, loss_of, batches, **budget)
     labels = sum(len(ids) - 1 for ids in pairs.targets)
     record = training_record(model, history, labels, sources + targets)
     return model, tokenizer, record | {"epochs": history.epoch, "source_limit": source_limit}

@@ -12,13 +12,13 @@ on the same split. Choose settings with --split dev; test is for the end.
 from functools import partial
 from itertools import chain, islice
 
-from common import parsed, report, score_and_save, surroundings, train_seq2seq, training_arguments
+from common import Batches, parsed, report, score_and_save, surroundings, train_seq2seq, training_arguments
 from tokenizers import Tokenizer
 
 from utils.corpora import BucketedPairs, CopyingFirst, encode, load_aeslc, read_lines
 from utils.decoding import summarize
 from utils.scores import rouge
-from utils.training import CHECKPOINTS, load_checkpoint
+from utils.training import CHECKPOINTS, Loss, load_checkpoint, seq2seq_loss
 from utils.transformer import Transformer
 
 SOURCE_LIMIT = 128  # pieces of an e-mail that are read
@@ -44,11 +44,13 @@ def scores(model: Transformer, tokenizer: Tokenizer, bodies: list[str], subjects
     }
 
 
-def copying_first(pairs: BucketedPairs, tokenizer: Tokenizer, sentences: list[list[str]], epochs: int) -> CopyingFirst:
-    """Epochs of writing one of the first sentences of an e-mail, then the subject lines."""
+def copying_first(
+    pairs: BucketedPairs, tokenizer: Tokenizer, sentences: list[list[str]], epochs: int
+) -> tuple[Batches, Loss]:
+    """The recipe: epochs of writing one of the first sentences of an e-mail, then the subject lines."""
     firsts = [body[:FIRST_SENTENCES] or [""] for body in sentences]
     ids = iter(encode(tokenizer, list(chain.from_iterable(firsts)), bos=True, limit=SENTENCE_LIMIT))
-    return CopyingFirst(pairs, [list(islice(ids, len(body))) for body in firsts], epochs=epochs)
+    return CopyingFirst(pairs, [list(islice(ids, len(body))) for body in firsts], epochs=epochs), seq2seq_loss
 
 
 def main() -> None:
@@ -63,10 +65,8 @@ def main() -> None:
     else:
         sentences, subjects = load_aeslc("train", folder=args.data)
         sources = [" ".join(body) for body in sentences]
-        curriculum = partial(copying_first, sentences=sentences, epochs=args.copying_epochs)
-        model, tokenizer, training = train_seq2seq(
-            args, sources, subjects, source_limit=SOURCE_LIMIT, curriculum=curriculum
-        )
+        recipe = partial(copying_first, sentences=sentences, epochs=args.copying_epochs)
+        model, tokenizer, training = train_seq2seq(args, sources, subjects, source_limit=SOURCE_LIMIT, recipe=recipe)
         result |= training
         sentences, subjects = load_aeslc(args.split, folder=args.data)
         bodies = [" ".join(body) for body in sentences]

@@ -9,7 +9,6 @@ lower-cased Moses tokens as in Wu et al. (2021). Choose settings with --split va
 """
 
 import argparse
-import sys
 from functools import partial
 
 from common import Batches, parsed, report, score_and_save, surroundings, train_seq2seq, training_arguments
@@ -19,7 +18,7 @@ from tokenizers import Tokenizer
 from utils.corpora import BucketedPairs, load_multi30k, read_lines
 from utils.decoding import translate
 from utils.scores import bleu_13a, bleu_moses
-from utils.training import CHECKPOINTS, load_checkpoint
+from utils.training import CHECKPOINTS, Loss, load_checkpoint, seq2seq_loss
 from utils.transformer import Transformer
 
 FULL = {"minutes": 75.0, "layers": 3, "dropout": 0.2, "r_drop": 2.5, "r_drop_from": 16, "max_tokens": 1536}
@@ -34,18 +33,16 @@ def arguments() -> argparse.Namespace:
     return parsed(parser, "translation_{direction}", FULL)
 
 
-def trained(args: argparse.Namespace, sources: list[str], targets: list[str]) -> tuple[Transformer, Tokenizer, dict]:
-    """A model trained with the regularisers that were asked for, its tokenizer, and the record of the training."""
-    regularised = LaterRDrop(None, first=args.r_drop_from if args.r_drop else sys.maxsize, weight=args.r_drop)
-
-    def curriculum(pairs: BucketedPairs, tokenizer: Tokenizer) -> Batches:
-        regularised.pairs = pairs
-        if args.bpe_dropout:
-            settings = {"dropout": args.bpe_dropout, "max_tokens": args.max_tokens, "seed": args.seed}
-            regularised.pairs = ResegmentedPairs(tokenizer, sources, targets, **settings)
-        return regularised.batches
-
-    return train_seq2seq(args, sources, targets, curriculum=curriculum, loss_of=regularised.loss)
+def regularised(
+    pairs: BucketedPairs, tokenizer: Tokenizer, args: argparse.Namespace, texts: tuple[list[str], list[str]]
+) -> tuple[Batches, Loss]:
+    """The recipe: the regularisers that the flags ask for."""
+    settings = {"dropout": args.bpe_dropout, "max_tokens": args.max_tokens, "seed": args.seed}
+    batches = ResegmentedPairs(tokenizer, *texts, **settings) if args.bpe_dropout else pairs
+    if not args.r_drop:
+        return batches, seq2seq_loss
+    later = LaterRDrop(batches, first=args.r_drop_from, weight=args.r_drop)
+    return later.batches, later.loss
 
 
 def scores(model: Transformer, tokenizer: Tokenizer, given: list[list[str]], language: str, beam: int) -> dict:
@@ -70,7 +67,8 @@ def main() -> None:
         given = [read_lines(path) for path in args.evaluate]
         result["trained_by"] = record["command"]
     else:
-        model, tokenizer, training = trained(args, *load_multi30k("train", languages, folder=args.data))
+        texts = load_multi30k("train", languages, folder=args.data)
+        model, tokenizer, training = train_seq2seq(args, *texts, recipe=partial(regularised, args=args, texts=texts))
         result |= training
         given = load_multi30k(args.split, languages, folder=args.data)
     result["scored_on"] = "given files" if args.evaluate else f"{args.split}, {len(given[0])} pairs"

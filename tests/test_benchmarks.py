@@ -10,7 +10,7 @@ import torch
 import training_speed
 from dialogue import mail_windows
 from pixelcnn import PixelCNN, pixel_loss
-from regularisation import ResegmentedPairs, r_drop_loss
+from regularisation import LaterRDrop, ResegmentedPairs, r_drop_loss
 from torch.testing import assert_close
 
 from utils.corpora import BOS, EOS, ImageBatches, Images, image_tokens, number_words, seq2seq_batch, train_tokenizer
@@ -64,6 +64,18 @@ def test_r_drop_adds_the_mean_of_both_divergences():
     both = sum(torch.nn.functional.kl_div(x, y, log_target=True, reduction="batchmean") for x, y in ((p, q), (q, p)))
     assert both > 0.01
     assert_close(loss - plain, 3.0 * both / 2)
+
+
+def test_r_drop_begins_in_its_epoch():
+    """Without dropout in the model nothing differs but the batch, which is doubled inside."""
+    model, batch = Transformer(CONFIG), some_batch()
+    rows = []
+    model.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    later = LaterRDrop(lambda epoch: [epoch], first=2, weight=1.0)
+    for epoch in (1, 2, 1, 3):
+        assert later.batches(epoch) == [epoch]
+        later.loss(model, batch)
+    assert rows == [3, 6, 3, 6]
 
 
 def test_e_mails_are_cut_and_nothing_is_lost():
