@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 
 import ipywidgets as widgets
 import torch
@@ -88,14 +89,14 @@ class Chat:
 
 def chat_box(chat: Chat) -> widgets.VBox:
     """A small box to talk to the model: write a turn, press Send. "Start again" forgets everything."""
-    shown, message = widgets.Textarea(disabled=True, rows=12), widgets.Label()
-    line = widgets.Text(placeholder="your turn")
+    shown, message = widgets.HTML(), widgets.Label()
+    shown.layout = widgets.Layout(border="1px solid var(--jp-border-color1, grey)", padding="0 8px", min_height="12em")
+    line = widgets.Text(placeholder="your turn", layout=widgets.Layout(width="auto"))  # 100 % would add the margins
     send, again = widgets.Button(description="Send"), widgets.Button(description="Start again")
-    for part in (shown, line):
-        part.layout.width = "auto"  # all there is; 100 % would add the margins
 
     def update(text: str = "") -> None:
-        shown.value, message.value = chat.transcript(), text
+        shown.value = f'<pre style="white-space: pre-wrap; margin: 0">{escape(chat.transcript())}</pre>'
+        message.value = text
 
     def on_send(_: widgets.Button) -> None:
         try:
