@@ -42,7 +42,7 @@ from utils.transformer import DecoderOnly, TransformerConfig
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Dialogues = list[list[str]]
-FULL = {"minutes": 26.0, "layers": 4, "dropout": 0.2, "vocabulary": 1000, "mails": 4, "max_tokens": 2048}
+FULL = {"minutes": 26.0, "layers": 4, "dropout": 0.2, "vocabulary": 1000, "mails": 2, "max_tokens": 2048}
 
 
 def arguments() -> argparse.Namespace:
