@@ -13,6 +13,7 @@ from utils.masks import causal_mask, dead_rows, valid_from_lengths
 from utils.transformer import (
     DecoderCache,
     DecoderOnly,
+    Dropout,
     Transformer,
     TransformerConfig,
     decoder_only_mask,
@@ -395,3 +396,25 @@ def test_without_need_weights_there_are_none():
     tokens, masks = random_tokens(3, 5), seq2seq_masks(TGT_VALID, TGT_VALID)
     assert random_model(Transformer)(tokens, tokens, masks)[1] is None
     assert random_model(DecoderOnly)(tokens, masks.decoder_self)[1] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(dtype):
+    torch.manual_seed(0)
+    x = torch.ones(1001, 99, dtype=dtype, requires_grad=True)
+    once, twice = (Dropout(0.3)(x) for _ in range(2))
+    assert once.dtype == dtype and not torch.equal(once, twice)
+    kept = once != 0
+    for lane in range(4):  # four features share a draw: each of them must have the rate
+        assert abs(kept.flatten()[lane::4].float().mean() - 0.7) < 0.01
+    pairs = kept.flatten()[: 1001 * 96].view(-1, 4).float()
+    assert (torch.corrcoef(pairs.T) - torch.eye(4)).abs().max() < 0.03
+    assert_close(once[kept], torch.full_like(once[kept], 1 / 0.7))
+    once.sum().backward()
+    assert_close(x.grad, once)
+
+
+@pytest.mark.parametrize(("rate", "training"), [(0.0, True), (0.3, False), (1.0, True)])
+def test_dropout_at_its_ends_and_in_eval_mode(rate, training):
+    x = torch.randn(3, 5)
+    assert torch.equal(Dropout(rate).train(training)(x), torch.zeros(3, 5) if rate == 1 else x)
