@@ -33,7 +33,7 @@ from utils.transformer import DecoderOnly, TransformerConfig
 
 HELD_OUT = 5000
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FULL = {"minutes": 40.0, "levels": 256, "d_model": 96, "batch_size": 8}
+FULL = {"minutes": 20.0, "size": 14, "d_model": 96, "batch_size": 16}
 
 
 def arguments() -> argparse.Namespace:
