@@ -85,10 +85,11 @@ class WrittenOutAttention(nn.Module):
 
 
 def written_out(config: TransformerConfig) -> Transformer:
-    """This package's Transformer with every attention written out."""
+    """This package's Transformer with every attention written out, and PyTorch's own dropout."""
     model = Transformer(config)
+    model.embedding.dropout = nn.Dropout(config.dropout)
     for layer in [*model.encoder, *model.decoder]:
-        layer.self_attention = WrittenOutAttention(config)
+        layer.self_attention, layer.dropout = WrittenOutAttention(config), nn.Dropout(config.dropout)
     for layer in model.decoder:
         layer.cross_attention = WrittenOutAttention(config)
     return model
