@@ -13,8 +13,7 @@ With --variants the same model also runs in bfloat16 and compiled; --profile pri
 import argparse
 import random
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -33,6 +32,7 @@ from utils.transformer import Seq2SeqMasks, TokenEmbedding, Transformer, Transfo
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DENSE_ROWS, DENSE_LEN = 32, 72
+Contestant = tuple[nn.Module, Loss, list[Seq2SeqBatch]]
 
 
 class TorchTransformer(nn.Module):
@@ -59,10 +59,15 @@ class TorchTransformer(nn.Module):
         return self.embedding.logits(hidden)
 
 
+def smoothed_loss(logits: Tensor, batch: Seq2SeqBatch) -> tuple[Tensor, int]:
+    """What `seq2seq_loss` makes of its logits."""
+    valid = batch.tgt_valid[:, 1:]
+    return token_loss(logits, batch.tgt[:, 1:], valid, label_smoothing=0.1), int(valid.sum())
+
+
 def torch_loss(model: TorchTransformer, batch: Seq2SeqBatch) -> tuple[Tensor, int]:
     """`seq2seq_loss` for torch.nn.Transformer."""
-    valid = batch.tgt_valid[:, 1:]
-    return token_loss(model(batch), batch.tgt[:, 1:], valid, label_smoothing=0.1), int(valid.sum())
+    return smoothed_loss(model(batch), batch)
 
 
 class WrittenOutAttention(nn.Module):
@@ -102,8 +107,7 @@ def dense_loss(model: Transformer, batch: Seq2SeqBatch) -> tuple[Tensor, int]:
     masks = seq2seq_masks(batch.src_valid, batch.tgt_valid[:, :-1])
     dense = [mask.expand(-1, -1, queries, -1).contiguous() for mask, queries in zip(masks, lengths, strict=True)]
     logits, _ = model(batch.src, batch.tgt[:, :-1], Seq2SeqMasks(*dense))
-    valid = batch.tgt_valid[:, 1:]
-    return token_loss(logits, batch.tgt[:, 1:], valid, label_smoothing=0.1), int(valid.sum())
+    return smoothed_loss(logits, batch)
 
 
 def dense_batches(sources: Sequence[list[int]], targets: Sequence[list[int]]) -> list[Seq2SeqBatch]:
@@ -152,17 +156,21 @@ def print_profile(model: Transformer, batches: Sequence[Seq2SeqBatch]) -> None:
     print(profiler.key_averages().table(sort_by=f"self_{DEVICE}_time_total", row_limit=15, max_name_column_width=40))
 
 
-def speeds(contestants: dict[str, Callable], streams: dict[str, Sequence[Seq2SeqBatch]], rounds: int, steps: int):
+def speeds(contestants: dict[str, Contestant], rounds: int, steps: int) -> dict[str, list[float]]:
     """Target tokens a second of each contestant, once for each round, in a new order each time."""
     # every round goes on where the last one stopped, so that all meet the same mixture of lengths
-    endless = {name: cycle(batches) for name, batches in streams.items()}
-    for name, run in contestants.items():
-        run(lambda _, name=name: endless[name], steps=3, description="warm-up")
+    endless = {name: cycle(batches) for name, (_, _, batches) in contestants.items()}
+
+    def run(name: str, steps: int, description: str) -> float:
+        model, loss_of, _ = contestants[name]
+        return train(model, loss_of, lambda _: endless[name], steps=steps, description=description).tokens_per_second
+
+    for name in contestants:
+        run(name, 3, "warm-up")
     found: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name in random.sample(list(contestants), len(contestants)):
-            history = contestants[name](lambda _, name=name: endless[name], steps=steps, description=name)
-            found[name].append(history.tokens_per_second)
+            found[name].append(run(name, steps, name))
     return found
 
 
@@ -191,17 +199,16 @@ def main() -> None:
     torch.manual_seed(0)
     config = TransformerConfig(4000, args.d_model, d_ff=2 * args.d_model, num_layers=args.layers)
     ours, theirs = Transformer(config).to(DEVICE), TorchTransformer(config).to(DEVICE)
-    entries: dict[str, tuple[nn.Module, Loss, list[Seq2SeqBatch]]] = {
+    contestants: dict[str, Contestant] = {
         "ours, bucketed": (ours, seq2seq_loss, bucketed),
         "nn.Transformer, bucketed": (theirs, torch_loss, bucketed),
         "nn.Transformer, unsorted 128": (theirs, torch_loss, unsorted),
         "written out, dense masks, 32 padded to 72": (written_out(config).to(DEVICE), dense_loss, dense),
     }
     if args.variants:
-        entries["ours, bucketed, bfloat16"] = (ours, bfloat16_loss, bucketed)
-        entries["ours, bucketed, compiled"] = (torch.compile(ours, dynamic=True), seq2seq_loss, bucketed)
-    contestants = {name: partial(train, model, loss_of) for name, (model, loss_of, _) in entries.items()}
-    found = speeds(contestants, {name: entry[2] for name, entry in entries.items()}, args.rounds, args.steps)
+        contestants["ours, bucketed, bfloat16"] = (ours, bfloat16_loss, bucketed)
+        contestants["ours, bucketed, compiled"] = (torch.compile(ours, dynamic=True), seq2seq_loss, bucketed)
+    found = speeds(contestants, args.rounds, args.steps)
 
     result = {name: round(median(values)) for name, values in found.items()}
     ratios = {name: round(result["ours, bucketed"] / value, 2) for name, value in result.items()}
