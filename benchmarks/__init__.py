@@ -1,1 +1,1 @@
-"""What the claims about speed and memory are measured with. Notebook 14 imports from here."""
+"""What the claims about speed, memory and scores are measured with. Notebook 14 imports from here."""

@@ -1,4 +1,4 @@
-"""What every benchmark writes down beside its numbers."""
+"""What the benchmarks share: flags, the training of models, scores of the saved file, what stands beside a number."""
 
 import argparse
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from utils.corpora import BucketedPairs, encode, train_tokenizer
 from utils.training import CHECKPOINTS, History, Loss, Model, load_checkpoint, save_checkpoint, seq2seq_loss, train
@@ -21,6 +22,9 @@ from utils.transformer import Transformer, TransformerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "data" / "cache" / "runs"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FILES = ("data", "mail_data", "resume", "save", "evaluate", "json")
+NO_PART_OF_TRAINING = (*FILES, "split", "beam", "reply_to_every", "full")  # flags with which the same model is trained
 Batches = Callable[[int], Iterable[Any]]  # the batches of an epoch
 
 
@@ -56,6 +60,8 @@ def parsed(parser: argparse.ArgumentParser, name: str, settings: dict[str, Any])
     `name` is that of the model's files; a {flag} in it stands for the value of that flag.
     """
     args = parser.parse_args()
+    if args.evaluate and (args.full or args.save):
+        parser.error("--evaluate scores the shipped model and trains none; leave out --full and --save.")
     if not args.full:
         return args
     name = name.format(**vars(args)).replace("-", "_")
@@ -73,11 +79,20 @@ def training_arguments(description: str, data: str, splits: Sequence[str]) -> ar
     return parser
 
 
-def training_record(model: Model, history: History, labels_in_an_epoch: int, lines: Iterable[str]) -> dict:
-    """What a training run did, and on which lines of text."""
+def run_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that make a training what it is: a state is gone on from with the same ones only."""
+    return {name: value for name, value in vars(args).items() if name not in NO_PART_OF_TRAINING}
+
+
+def training_record(
+    args: argparse.Namespace, model: Model, history: History, batches: Batches, lines: Iterable[str]
+) -> dict:
+    """With which settings a model was trained, what the run did, and on which lines of text."""
+    batches_in_epoch = sum(1 for _ in batches(history.epoch))
     return {
+        "settings": run_settings(args),
         "minutes": round(history.seconds / 60, 2),
-        "epochs": round(history.tokens / labels_in_an_epoch, 2),
+        "epochs": round(history.epoch + history.batch / batches_in_epoch, 2),
         "target_tokens": history.tokens,
         "target_tokens_per_second": round(history.tokens_per_second),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -110,13 +125,17 @@ def train_seq2seq(
     config = TransformerConfig(
         args.vocabulary, args.d_model, d_ff=2 * args.d_model, num_layers=args.layers, dropout=args.dropout
     )
-    model = Transformer(config).to("cuda" if torch.cuda.is_available() else "cpu")
-    budget = {"minutes": args.minutes, "learning_rate": args.learning_rate, "checkpoint": args.resume}
+    model = Transformer(config).to(DEVICE)
     batches, loss_of = recipe(pairs, tokenizer)
-    history = train(model, loss_of, batches, **budget)
-    labels = sum(len(ids) - 1 for ids in pairs.targets)
-    record = training_record(model, history, labels, sources + targets)
-    return model, tokenizer, record | {"epochs": history.epoch, "source_limit": source_limit}
+    history = trained(args, model, loss_of, batches)
+    record = training_record(args, model, history, batches, sources + targets)
+    return model, tokenizer, record | {"source_limit": source_limit}
+
+
+def trained(args: argparse.Namespace, model: nn.Module, loss_of: Loss, batches: Batches) -> History:
+    """Train as the common flags say; the settings lie beside the state of the run."""
+    budget = {"minutes": args.minutes, "learning_rate": args.learning_rate}
+    return train(model, loss_of, batches, **budget, checkpoint=args.resume, settings=run_settings(args))
 
 
 def score_and_save(
@@ -126,14 +145,14 @@ def score_and_save(
     if save:
         save_checkpoint(save, model, tokenizer, result)
         model, tokenizer, _ = load_checkpoint(save)
-    result["scores"] = scores(model, tokenizer)
+    result["scores"] = scores(model.to(DEVICE), tokenizer)
     if save:
         save_checkpoint(save, model, tokenizer, result)
 
 
 def surroundings() -> dict:
     """The command, the commit, the device and the versions that a number was measured with."""
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     cuda = torch.cuda.is_available()
     return {
         "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *map(_plain, sys.argv[1:])]),
@@ -159,4 +178,5 @@ def report(result: dict, path: Path | None) -> None:
     text = json.dumps(result, indent=2, ensure_ascii=False)
     print(text)
     if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n", encoding="utf-8")

@@ -363,9 +363,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result there")
     args = parser.parse_args()
 
+    if args.length % (4 * args.back):
+        parser.error(f"--length {args.length} must be a multiple of 4 times --back, {4 * args.back}.")
+    lengths = corpus_lengths(args.corpus, folder=args.data)
+    if max(lengths) > min(args.max_tokens, args.row_len):
+        parser.error(f"the longest text has {max(lengths)} words, more than --max-tokens or --row-len holds.")
     qkv = random_qkv(args.length)
     masks, padding, cases = mask_contestants(qkv), padding_contestants(qkv), backend_cases(random_qkv(256))
-    lengths = corpus_lengths(args.corpus, folder=args.data)
     settings = {name: value for name, value in vars(args).items() if name not in ("data", "json")}
     result = surroundings() | settings | {"num_heads": NUM_HEADS, "dtype": str(DTYPE)}
     result["time_to_no_mask"] = rounded(ratios(measure(masks | padding), "no mask"))

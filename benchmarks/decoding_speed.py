@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import report, surroundings
+from common import DEVICE, report, surroundings
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -67,11 +67,10 @@ def seconds(write: Callable[[], object]) -> float:
 @torch.no_grad()
 def measure(config: TransformerConfig, batch_size: int, new_tokens: int, rounds: int) -> dict:
     """Tokens a second of each contestant, and how many times faster ours with a cache is: medians of the rounds."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    model = DecoderOnly(config).eval().to(device)
-    theirs = gpt2(config, PROMPT_LEN + new_tokens).eval().to(device)
-    prompt = torch.randint(EOS + 1, config.vocab_size, (batch_size, PROMPT_LEN), device=device)
+    model = DecoderOnly(config).eval().to(DEVICE)
+    theirs = gpt2(config, PROMPT_LEN + new_tokens).eval().to(DEVICE)
+    prompt = torch.randint(EOS + 1, config.vocab_size, (batch_size, PROMPT_LEN), device=DEVICE)
     contestants = {
         "ours, cache": lambda: ours(model, prompt, new_tokens, cached=True),
         "ours, no cache": lambda: ours(model, prompt, new_tokens, cached=False),

@@ -21,7 +21,7 @@ from itertools import chain, compress
 from pathlib import Path
 
 import torch
-from common import common_arguments, parsed, report, score_and_save, surroundings, training_record
+from common import DEVICE, common_arguments, parsed, report, score_and_save, surroundings, trained, training_record
 from tokenizers import Tokenizer
 
 from utils.chat import replies
@@ -37,10 +37,9 @@ from utils.corpora import (
     train_tokenizer,
 )
 from utils.scores import bleu_13a
-from utils.training import CHECKPOINTS, language_loss, load_checkpoint, mean_loss, train
+from utils.training import CHECKPOINTS, language_loss, load_checkpoint, mean_loss
 from utils.transformer import DecoderOnly, TransformerConfig
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Dialogues = list[list[str]]
 FULL = {"minutes": 26.0, "layers": 4, "dropout": 0.2, "vocabulary": 1000, "mails": 2, "max_tokens": 2048}
 
@@ -58,7 +57,7 @@ def arguments() -> argparse.Namespace:
     return parsed(parser, "dialogue", FULL)
 
 
-def trained(args: argparse.Namespace, dialogues: Dialogues) -> tuple[DecoderOnly, Tokenizer, dict]:
+def assistant(args: argparse.Namespace, dialogues: Dialogues) -> tuple[DecoderOnly, Tokenizer, dict]:
     """A model trained on the turns of the assistant, its tokenizer, and the record of the training."""
     lines = [turn for dialogue in dialogues for turn in dialogue]
     mails = [" ".join(body) for body in load_aeslc("train", folder=args.mail_data)[0]] if args.mails else []
@@ -75,14 +74,13 @@ def trained(args: argparse.Namespace, dialogues: Dialogues) -> tuple[DecoderOnly
         return BucketedTexts(texts + share, flags, max_tokens=args.max_tokens, seed=args.seed)(epoch)
 
     loss_of = partial(language_loss, label_smoothing=args.label_smoothing)
-    budget = {"minutes": args.minutes, "learning_rate": args.learning_rate}
-    history = train(model, loss_of, batches, **budget, checkpoint=args.resume)
-    labels = sum(map(sum, scored)) + sum(len(page) - 1 for page in pages) / max(1, args.mails)
-    return model, tokenizer, {"context": args.context} | training_record(model, history, round(labels), lines + mails)
+    history = trained(args, model, loss_of, batches)
+    record = training_record(args, model, history, batches, lines + mails)
+    return model, tokenizer, {"context": args.context} | record
 
 
 def mail_windows(tokenizer: Tokenizer, mails: Sequence[str], limit: int) -> list[list[int]]:
-    """Token ids of e-mails, [BOS] to [EOS], cut after every `limit` tokens."""
+    """Token ids of e-mails, [BOS] to [EOS], cut after every `limit` tokens; an [EOS] that is left alone is dropped."""
     ids = encode(tokenizer, mails, bos=True)
     return [mail[start : start + limit] for mail in ids for start in range(0, len(mail) - 1, limit)]
 
@@ -120,7 +118,7 @@ def histories_and_replies(dialogues: Dialogues, every: int) -> tuple[Dialogues, 
 def scores(model: DecoderOnly, tokenizer: Tokenizer, dialogues: Dialogues, every: int, context: int) -> dict:
     """Perplexity of the assistant's turns, and BLEU of greedy replies."""
     texts, scored = dialogue_windows(tokenizer, dialogues, context)
-    nats = mean_loss(model.to(DEVICE), language_loss, BucketedTexts(texts, scored, max_tokens=4096)(0))
+    nats = mean_loss(model, language_loss, BucketedTexts(texts, scored, max_tokens=4096)(0))
     pieces = sum(map(sum, scored))
     words = sum(len(turn.split()) + 1 for dialogue in dialogues for turn in dialogue[1::2])  # 1: the end of the turn
     histories, references = histories_and_replies(dialogues, every)
@@ -153,8 +151,8 @@ def main() -> None:
         result["trained_by"] = record["command"]
     else:
         train_dialogues = load_schema_guided("train", folder=args.data)
-        model, tokenizer, training = trained(args, train_dialogues)
-        given = load_schema_guided(args.split, folder=args.data)
+        given = load_schema_guided(args.split, folder=args.data)  # before the training: what is missing shows now
+        model, tokenizer, training = assistant(args, train_dialogues)
         result |= training
         result["baselines"] = baselines(train_dialogues, tokenizer, given, args.reply_to_every, args.context)
     result["scored_on"] = "given files" if args.evaluate else f"{args.split}, {len(given)} dialogues"

@@ -14,7 +14,7 @@ import math
 from functools import partial
 
 import torch
-from common import common_arguments, parsed, report, score_and_save, surroundings, training_record
+from common import DEVICE, common_arguments, parsed, report, score_and_save, surroundings, trained, training_record
 from pixelcnn import PixelCNN, pixel_loss
 from torch import Tensor, nn
 
@@ -28,11 +28,10 @@ from utils.corpora import (
     load_fashion_mnist,
 )
 from utils.masks import causal_mask
-from utils.training import CHECKPOINTS, Loss, language_loss, load_checkpoint, mean_loss, train
+from utils.training import CHECKPOINTS, Loss, language_loss, load_checkpoint, mean_loss
 from utils.transformer import DecoderOnly, TransformerConfig
 
 HELD_OUT = 5000
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FULL = {"minutes": 20.0, "size": 14, "d_model": 96, "batch_size": 16}
 
 
@@ -58,7 +57,7 @@ def loss_of(model: nn.Module, tokens: Tensor) -> Loss:
 
 def scores(model: nn.Module, _: None, tokens: Tensor) -> dict[str, float]:
     """Mean cost of a pixel in bits, given its class and the pixels before it."""
-    nats = mean_loss(model.to(DEVICE), loss_of(model, tokens), ImageBatches(tokens, batch_size=50)(0))
+    nats = mean_loss(model, loss_of(model, tokens), ImageBatches(tokens, batch_size=50)(0))
     return {"bits_per_pixel": round(nats / math.log(2), 3)}
 
 
@@ -76,15 +75,14 @@ def training_tokens(args: argparse.Namespace) -> Tensor:
     return image_tokens(images, args.levels)[:-HELD_OUT]
 
 
-def trained(args: argparse.Namespace, tokens: Tensor) -> tuple[nn.Module, dict]:
+def painter(args: argparse.Namespace, tokens: Tensor) -> tuple[nn.Module, dict]:
     """A model trained on rows of tokens, and the record of the training."""
     model = new_model(args)
     batches = ImageBatches(tokens, batch_size=args.batch_size, seed=args.seed)
-    budget = {"minutes": args.minutes, "learning_rate": args.learning_rate}
-    history = train(model, loss_of(model, tokens), batches, **budget, checkpoint=args.resume)
+    history = trained(args, model, loss_of(model, tokens), batches)
     rows = (bytes(row).hex() for row in images_of(tokens, args.levels).tolist())
     sizes = {"size": args.size, "levels": args.levels}
-    return model, sizes | training_record(model, history, tokens[:, 1:].numel(), rows)
+    return model, sizes | training_record(args, model, history, batches, rows)
 
 
 def images_of(tokens: Tensor, levels: int) -> Tensor:
@@ -136,12 +134,12 @@ def main() -> None:
         result["trained_by"] = record["command"]
     else:
         known = training_tokens(args)
-        model, training = trained(args, known)
-        result |= training
-    result["scored_on"], images = scored_images(args)
+    result["scored_on"], images = scored_images(args)  # before the training: what is missing shows now
     tokens = image_tokens(images, args.levels)
     if not args.evaluate:
         result["baselines"] = baselines(known, tokens, args.levels)
+        model, training = painter(args, known)
+        result |= training
     score_and_save(result, model, None, args.save, partial(scores, tokens=tokens))
     report(result, args.json)
 

@@ -3,8 +3,8 @@
     python benchmarks/length.py --json result.json
 
 Each mask runs as a dense boolean tensor and in the form that knows its structure: `is_causal`, blocks of a window,
-one row for each packed document; on a GPU also as a block mask of FlexAttention. Memory is that of the mask and of
-the largest tensor that any operation of the call returns.
+one row for each packed document; on a GPU also as a block mask of FlexAttention. Memory is that of the mask and, on a
+CPU, of the largest tensor that any operation of the call returns; on a GPU, of what the call needs at its peak.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from common import report, surroundings
-from cost_of_masks import NUM_HEADS, Run, local_attention, measure, memory_bytes, operations, random_qkv
+from cost_of_masks import NUM_HEADS, Run, local_attention, measure, memory_bytes, operations, peak_bytes, random_qkv
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from tqdm import tqdm
@@ -80,6 +80,8 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=128, help="keys of a window, tokens of a packed document")
     parser.add_argument("--json", type=Path, help="write the result there")
     args = parser.parse_args()
+    if odd := [length for length in args.lengths if length % args.block]:
+        parser.error(f"--lengths {odd} are no multiples of --block {args.block}.")
 
     milliseconds: dict[str, dict[int, float]] = {}
     megabytes: dict[str, dict[int, float]] = {}
@@ -88,8 +90,9 @@ def main() -> None:
         for name, times in measure({name: run for name, (run, _) in runs.items()}, rounds=3).items():
             milliseconds.setdefault(name, {})[length] = round(1000 * min(times), 3)
         for name, (run, mask_bytes) in runs.items():
-            largest = max(size for _, size in operations(run))
-            megabytes.setdefault(name, {})[length] = round((mask_bytes + largest) / 2**20, 2)
+            cuda = torch.cuda.is_available()
+            call_bytes = peak_bytes(run) if cuda else max(size for _, size in operations(run))
+            megabytes.setdefault(name, {})[length] = round((mask_bytes + call_bytes) / 2**20, 2)
     sizes = {"num_heads": NUM_HEADS, "head_dim": 64, "block": args.block}
     report(surroundings() | sizes | {"milliseconds": milliseconds, "mebibytes": megabytes}, args.json)
 

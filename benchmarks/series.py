@@ -9,6 +9,7 @@ nothing is written back.
 
 import argparse
 import os
+import pkgutil
 import subprocess
 import sys
 import time
@@ -17,22 +18,29 @@ from pathlib import Path
 import nbformat
 from common import ROOT, report, surroundings
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 sys.path.insert(0, str(ROOT / "tools"))
-from execute_notebooks import find_notebooks
+from execute_notebooks import NotebookError, find_notebooks
 
 PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"  # kibibytes, on Linux
-MODULES = [f"utils.{path.stem}" for path in sorted((ROOT / "utils").glob("[a-z]*.py"))]
+MODULES = [f"utils.{module.name}" for module in pkgutil.iter_modules([ROOT / "utils"])]
 
 
-def measured(path: Path) -> dict[str, float]:
-    """Seconds of a notebook, the start of its kernel included, and the most memory that the kernel held."""
+def measured(path: Path) -> dict[str, float | str]:
+    """Seconds of a notebook, the start of its kernel included, and the most memory that the kernel held.
+
+    If it fails, the error stands in their place, so that the other notebooks are measured all the same.
+    """
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(PEAK))
     settings = {"timeout": None, "resources": {"metadata": {"path": str(path.parent)}}}
     quiet = ["--log-level=ERROR"]  # else each kernel warns that its connection is not encrypted
     start = time.perf_counter()
-    NotebookClient(notebook, kernel_name="python3", extra_arguments=quiet, **settings).execute()
+    try:
+        NotebookClient(notebook, kernel_name="python3", extra_arguments=quiet, **settings).execute()
+    except (CellExecutionError, DeadKernelError) as error:
+        return {"error": f"{type(error).__name__}: {error}"}
     seconds = time.perf_counter() - start
     return {"seconds": round(seconds, 1), "peak_mebibytes": round(int(notebook.cells[-1].outputs[-1].text) / 1024)}
 
@@ -52,10 +60,15 @@ def main() -> None:
     parser.add_argument("notebooks", nargs="*", help="beginnings of names; default: all")
     parser.add_argument("--json", type=Path, help="write the result there")
     args = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as `make run`; the kernels inherit it
-    result = surroundings() | {"import_seconds": {name: import_seconds(name) for name in ("torch", *MODULES)}}
+    try:
+        paths = find_notebooks(args.notebooks)
+    except NotebookError as error:
+        parser.error(str(error))
+    threads = os.environ.setdefault("OMP_NUM_THREADS", "1")  # as `make run`; the kernels inherit it
+    result = surroundings() | {"omp_num_threads": threads}
+    result |= {"import_seconds": {name: import_seconds(name) for name in ("torch", *MODULES)}}
     result["notebooks"] = {}
-    for path in find_notebooks(args.notebooks):
+    for path in paths:
         result["notebooks"][path.stem] = measured(path)
         print(path.stem, result["notebooks"][path.stem], file=sys.stderr)
     report(result, args.json)

@@ -64,13 +64,13 @@ def main() -> None:
         result["trained_by"] = record["command"]
     else:
         sentences, subjects = load_aeslc("train", folder=args.data)
-        sources = [" ".join(body) for body in sentences]
+        texts = [" ".join(body) for body in sentences], subjects
+        given, subjects = load_aeslc(args.split, folder=args.data)  # before the training: what is missing shows now
+        bodies = [" ".join(body) for body in given]
+        result["lead_sentence"] = rounded([body[0] for body in given], subjects)
         recipe = partial(copying_first, sentences=sentences, epochs=args.copying_epochs)
-        model, tokenizer, training = train_seq2seq(args, sources, subjects, source_limit=SOURCE_LIMIT, recipe=recipe)
+        model, tokenizer, training = train_seq2seq(args, *texts, source_limit=SOURCE_LIMIT, recipe=recipe)
         result |= training
-        sentences, subjects = load_aeslc(args.split, folder=args.data)
-        bodies = [" ".join(body) for body in sentences]
-        result["lead_sentence"] = rounded([body[0] for body in sentences], subjects)
     result["scored_on"] = "given files" if args.evaluate else f"{args.split}, {len(bodies)} e-mails"
     score = partial(scores, bodies=bodies, subjects=subjects, beam=args.beam)
     score_and_save(result, model, tokenizer, args.save, score)

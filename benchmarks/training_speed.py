@@ -12,6 +12,7 @@ With --variants the same model also runs in bfloat16 and compiled; --profile pri
 
 import argparse
 import random
+import sys
 import time
 from collections.abc import Sequence
 from itertools import cycle, islice
@@ -19,7 +20,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import report, surroundings
+from common import DEVICE, report, surroundings
 from torch import Tensor, nn
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,10 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from utils.conventions import to_key_padding
 from utils.corpora import BucketedPairs, Seq2SeqBatch, encode, load_multi30k, seq2seq_batch, train_tokenizer
 from utils.masks import causal_mask
-from utils.training import Loss, seq2seq_loss, token_loss, train
+from utils.training import Loss, mixed_precision, seq2seq_loss, token_loss, train
 from utils.transformer import Seq2SeqMasks, TokenEmbedding, Transformer, TransformerConfig, seq2seq_masks
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DENSE_ROWS, DENSE_LEN = 32, 72
 Contestant = tuple[nn.Module, Loss, list[Seq2SeqBatch]]
 
@@ -85,7 +85,7 @@ class WrittenOutAttention(nn.Module):
             for layer, x in ((self.query, query_input), (self.key, key_value_input), (self.value, key_value_input))
         )
         scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
-        weights = self.dropout(scores.masked_fill(~mask, -1e9).softmax(dim=-1))
+        weights = self.dropout(scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1))
         return self.output((weights @ value).transpose(1, 2).flatten(2)), None
 
 
@@ -111,9 +111,14 @@ def dense_loss(model: Transformer, batch: Seq2SeqBatch) -> tuple[Tensor, int]:
 
 
 def dense_batches(sources: Sequence[list[int]], targets: Sequence[list[int]]) -> list[Seq2SeqBatch]:
-    """Unsorted batches of `DENSE_ROWS` sentences, each padded to `DENSE_LEN` tokens."""
+    """Unsorted batches of `DENSE_ROWS` sentences, each padded to `DENSE_LEN` tokens.
+
+    Raises ValueError for a longer sentence.
+    """
 
     def padded(side: Tensor) -> Tensor:
+        if side.shape[1] > DENSE_LEN:
+            raise ValueError(f"a sentence has {side.shape[1]} tokens, more than DENSE_LEN = {DENSE_LEN}; raise that.")
         return nn.functional.pad(side, (0, DENSE_LEN - side.shape[1]))  # PAD is 0, and False is not valid
 
     starts = range(0, len(sources), DENSE_ROWS)
@@ -121,19 +126,25 @@ def dense_batches(sources: Sequence[list[int]], targets: Sequence[list[int]]) ->
     return [Seq2SeqBatch(*map(padded, batch)) for batch in batches]
 
 
-def matrix_product_rate(size: int = 2048, rounds: int = 10) -> float:
-    """What this machine reaches in large float32 matrix products, in GFLOP/s."""
-    a, b = torch.randn(2, size, size, device=DEVICE)
+def matrix_product_rate(size: int = 2048, products: int = 10, rounds: int = 5) -> float:
+    """What this machine reaches in large matrix products, in the precision of training: GFLOP/s, the best round."""
+    a, b = torch.randn(2, size, size, device=DEVICE, dtype=mixed_precision(torch.device(DEVICE)) or torch.float32)
     (a @ b).sum().item()
-    start = time.perf_counter()
+    seconds = []
     for _ in range(rounds):
-        product = a @ b
-    product.sum().item()  # a GPU works on its own: only asking for a number waits for it
-    return rounds * 2 * size**3 / (time.perf_counter() - start) / 1e9
+        start = time.perf_counter()
+        for _ in range(products):
+            product = a @ b
+        product.sum().item()  # a GPU works on its own: only asking for a number waits for it
+        seconds.append(time.perf_counter() - start)
+    return products * 2 * size**3 / min(seconds) / 1e9
 
 
 def flops_of_a_token(model: Transformer, batches: Sequence[Seq2SeqBatch]) -> float:
-    """Floating-point operations of all matrix products, forward and backward, for each real target token."""
+    """Floating-point operations of matrix products, forward and backward, for each real target token.
+
+    The products inside of fused attention are not counted on a CPU.
+    """
     labels = 0
     with FlopCounterMode(display=False) as counter:
         for batch in batches:
@@ -153,7 +164,8 @@ def print_profile(model: Transformer, batches: Sequence[Seq2SeqBatch]) -> None:
     """Where the time of training goes, by operation."""
     with profile() as profiler:
         train(model, seq2seq_loss, lambda _: batches, steps=len(batches), description="profile")
-    print(profiler.key_averages().table(sort_by=f"self_{DEVICE}_time_total", row_limit=15, max_name_column_width=40))
+    table = profiler.key_averages().table(sort_by=f"self_{DEVICE}_time_total", row_limit=15, max_name_column_width=40)
+    print(table, file=sys.stderr)
 
 
 def speeds(contestants: dict[str, Contestant], rounds: int, steps: int) -> dict[str, list[float]]:

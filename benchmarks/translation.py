@@ -15,18 +15,19 @@ from common import Batches, parsed, report, score_and_save, surroundings, train_
 from regularisation import LaterRDrop, ResegmentedPairs
 from tokenizers import Tokenizer
 
-from utils.corpora import BucketedPairs, load_multi30k, read_lines
+from utils.corpora import BucketedPairs, encode, load_multi30k, read_lines
 from utils.decoding import translate
 from utils.scores import bleu_13a, bleu_moses
-from utils.training import CHECKPOINTS, Loss, load_checkpoint, seq2seq_loss
+from utils.training import CHECKPOINTS, Loss, load_checkpoint, mean_loss, seq2seq_loss
 from utils.transformer import Transformer
 
+SAMPLE = 1500  # pairs of train on which the loss is counted after the training
 FULL = {"minutes": 85.0, "layers": 3, "dropout": 0.15}
 
 
 def arguments() -> argparse.Namespace:
     parser = training_arguments(__doc__, "train.de.gz and so on", ["val", "test_2016_flickr"])
-    parser.add_argument("--direction", choices=["de-en", "en-de"], default="de-en")
+    parser.add_argument("--direction", choices=["de-en", "en-de"], default="en-de")
     parser.add_argument("--bpe-dropout", type=float, default=0.0, help="share of merges left out, anew in each epoch")
     parser.add_argument("--r-drop", type=float, default=0.0, help="weight of the divergence between two dropouts")
     parser.add_argument("--r-drop-from", type=int, default=0, help="epoch in which R-Drop begins")
@@ -43,6 +44,13 @@ def regularised(
         return batches, seq2seq_loss
     later = LaterRDrop(batches, first=args.r_drop_from, weight=args.r_drop)
     return later.batches, later.loss
+
+
+def nats(model: Transformer, tokenizer: Tokenizer, texts: list[list[str]]) -> float:
+    """Mean cross-entropy of a target piece without label smoothing."""
+    sources, targets = texts
+    pairs = BucketedPairs(encode(tokenizer, sources), encode(tokenizer, targets, bos=True), max_tokens=4096)
+    return round(mean_loss(model, partial(seq2seq_loss, label_smoothing=0.0), pairs(0)), 3)
 
 
 def scores(model: Transformer, tokenizer: Tokenizer, given: list[list[str]], language: str, beam: int) -> dict:
@@ -68,9 +76,11 @@ def main() -> None:
         result["trained_by"] = record["command"]
     else:
         texts = load_multi30k("train", languages, folder=args.data)
+        given = load_multi30k(args.split, languages, folder=args.data)  # before the training: what is missing shows now
         model, tokenizer, training = train_seq2seq(args, *texts, recipe=partial(regularised, args=args, texts=texts))
         result |= training
-        given = load_multi30k(args.split, languages, folder=args.data)
+        sides = {f"train, {SAMPLE} pairs": [side[:SAMPLE] for side in texts], args.split: given}
+        result["nats"] = {name: nats(model, tokenizer, side) for name, side in sides.items()}
     result["scored_on"] = "given files" if args.evaluate else f"{args.split}, {len(given[0])} pairs"
     score = partial(scores, given=given, language=languages[1], beam=args.beam)
     score_and_save(result, model, tokenizer, args.save, score)

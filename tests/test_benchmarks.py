@@ -1,5 +1,6 @@
 """What the benchmarks train with and measure is what they say; no time is asserted."""
 
+import json
 import random
 import sys
 
@@ -8,6 +9,7 @@ import length
 import pytest
 import torch
 import training_speed
+import translation
 from dialogue import mail_windows
 from pixelcnn import PixelCNN, pixel_loss
 from regularisation import LaterRDrop, ResegmentedPairs, r_drop_loss
@@ -100,6 +102,8 @@ def test_dense_batches_pad_every_sentence_to_one_length():
     assert first.src.shape == (32, training_speed.DENSE_LEN)
     assert last.tgt.shape == (1, training_speed.DENSE_LEN)
     assert last.tgt_valid.sum() == 3
+    with pytest.raises(ValueError, match="100 tokens"):
+        training_speed.dense_batches([[5] * 100], [[5]])
 
 
 def test_written_out_attention_equals_the_fused_one():
@@ -126,6 +130,32 @@ def test_full_sets_defaults_that_a_flag_overrides(monkeypatch, flags, minutes):
     args = common.parsed(parser, "model_of_{seed}", {"minutes": 60.0})
     assert args.minutes == minutes
     assert args.save == (common.CHECKPOINTS / "model_of_0.safetensors" if "--full" in flags else None)
+
+
+@pytest.mark.parametrize("flag", [["--full"], ["--save", "mine.safetensors"]])
+def test_a_model_that_is_only_scored_is_not_written_over(monkeypatch, capsys, flag):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--evaluate", "a.txt", "b.txt", *flag])
+    with pytest.raises(SystemExit):
+        common.parsed(common.common_arguments("", "", ["val", "test"]), "model", {})
+    assert "leave out --full and --save" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_its_own_settings_alone(monkeypatch, tmp_path):
+    """A second call with another seed must not go on from the state of the first."""
+
+    def call(*flags):
+        state, result = tmp_path / "state.safetensors", tmp_path / "new folder" / "result.json"
+        files = ["--resume", str(state), "--json", str(result)]
+        monkeypatch.setattr(sys, "argv", ["translation.py", "--vocabulary", "120", "--minutes", "0.01", *files, *flags])
+        translation.main()
+        return json.loads(result.read_text())
+
+    monkeypatch.setattr(translation, "load_multi30k", lambda *_, **__: [SOURCES[:20], TARGETS[:20]])
+    first = call("--beam", "2")
+    assert first["settings"]["seed"] == 0
+    assert call("--beam", "1")["target_tokens"] == first["target_tokens"]
+    with pytest.raises(ValueError, match=r"seed 0 \(now 1\)"):
+        call("--seed", "1")
 
 
 def test_the_pixelcnn_sees_no_pixel_that_comes_later():

@@ -344,6 +344,7 @@ FLAGS = torch.tensor([[1, 1, 0]])
         (lambda: any_of(full_mask(3).int()), TypeError, "mask number 1 has dtype torch.int32"),
         (lambda: all_of(), ValueError, "no mask was given"),
         (lambda: all_of(full_mask(3), full_mask(2)), ValueError, r"\[1, 1, 3, 3\], \[1, 1, 2, 2\] do not broadcast"),
+        (lambda: all_of(full_mask(3), full_mask(3).to("meta")), ValueError, r"several devices, \['cpu', 'meta'\]"),
         (lambda: dead_rows(SQUARE), ValueError, r"shape \[3, 3\]; expected 4 dimensions"),
         (lambda: pairwise_mask(torch.ge, SQUARE[None], SQUARE[0]), ValueError, r"query has shape \[1, 3, 3\]"),
         (lambda: pairwise_mask(torch.ge, SQUARE[0], SQUARE[0, 0]), ValueError, r"key has shape \[\]"),

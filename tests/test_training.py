@@ -101,6 +101,31 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(batches, tmp_path, monk
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"learning_rate": 1e-3}, r"learning_rate 0\.002 \(now 0\.001\)"),
+        ({"steps": 5}, r"steps 4 \(now 5\)"),
+        ({"settings": {"seed": 1}}, r"seed 0 \(now 1\)"),
+    ],
+)
+def test_a_run_is_not_mixed_with_another(batches, tmp_path, change, said):
+    arguments = {"steps": 4, "settings": {"seed": 0}, "checkpoint": tmp_path / "run.safetensors"}
+    train(make_model(), seq2seq_loss, batches, **arguments)
+    before = arguments["checkpoint"].read_bytes()
+    with pytest.raises(ValueError, match=said):
+        train(make_model(), seq2seq_loss, batches, **(arguments | change))
+    assert arguments["checkpoint"].read_bytes() == before
+
+
+def test_a_state_of_another_model_is_refused(batches, tmp_path):
+    path = tmp_path / "run.safetensors"
+    train(make_model(), seq2seq_loss, batches, steps=2, checkpoint=path)
+    larger = Transformer(TransformerConfig(vocab_size=20, d_model=16, num_heads=2, d_ff=64, num_layers=1))
+    with pytest.raises(ValueError, match="parameters"):
+        train(larger, seq2seq_loss, batches, steps=2, checkpoint=path)
+
+
 def test_a_loss_that_is_not_finite_is_said(batches):
     def broken(model, batch):
         loss, tokens = seq2seq_loss(model, batch)

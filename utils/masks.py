@@ -339,6 +339,8 @@ def _combine(operator: Callable[[Tensor, Tensor], Tensor], masks: tuple[Tensor, 
     try:
         return reduce(operator, masks)
     except RuntimeError as error:
+        if len(devices := {str(mask.device) for mask in masks}) > 1:
+            raise ValueError(f"the masks lie on several devices, {sorted(devices)}; build them all on one.") from error
         shapes = ", ".join(str(list(mask.shape)) for mask in masks)
         raise ValueError(f"masks of shapes {shapes} do not broadcast; each dimension must agree or be 1.") from error
 

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -107,7 +107,9 @@ def mixed_precision(device: torch.device) -> torch.dtype | None:
 class _Run:
     """A training run under way: model, optimizer and history, which are saved and resumed together."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
+        size = {"model": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
+        self.settings = json.loads(json.dumps(size | dict(settings)))  # as they come back from a file
         self.model, self.history, self.losses = model, History(), []
         self.device = next(model.parameters()).device
         self.precision = mixed_precision(self.device)
@@ -133,7 +135,7 @@ class _Run:
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.losses.append(loss.detach())  # not .item(): that would make a GPU wait at every step
+        self.losses.append(loss.detach())  # not .item(): a GPU would wait for the whole step
         self.history.tokens += tokens
         self.history.steps += 1
 
@@ -154,13 +156,17 @@ class _Run:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
         tensors["random_state"] = torch.get_rng_state()
-        notes = {"history": json.dumps(asdict(self.history)), "scaler": json.dumps(self.scaler.state_dict())}
-        write_tensors(path, tensors, notes)
+        if self.device.type == "cuda":
+            tensors["cuda_random_state"] = torch.cuda.get_rng_state(self.device)
+        notes = {"history": asdict(self.history), "scaler": self.scaler.state_dict(), "settings": self.settings}
+        write_tensors(path, tensors, {name: json.dumps(note) for name, note in notes.items()})
 
     def resume(self, path: Path) -> None:
         tensors, notes = read_tensors(path)
+        self.check_settings(path, json.loads(notes.get("settings", "{}")))
         self.history = History(**json.loads(notes["history"]))
-        self.scaler.load_state_dict(json.loads(notes["scaler"]))
+        if scaler := json.loads(notes["scaler"]):  # empty if no float16 was trained in
+            self.scaler.load_state_dict(scaler)
         self.model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
         optimizer = self.optimizer.state_dict()
         for name in (name for name in tensors if name.startswith("optimizer.")):
@@ -168,6 +174,17 @@ class _Run:
             optimizer["state"].setdefault(int(index), {})[key] = tensors[name]
         self.optimizer.load_state_dict(optimizer)
         torch.set_rng_state(tensors["random_state"])
+        if self.device.type == "cuda" and "cuda_random_state" in tensors:
+            torch.cuda.set_rng_state(tensors["cuda_random_state"], self.device)
+
+    def check_settings(self, path: Path, begun: dict[str, Any]) -> None:
+        names = sorted(self.settings.keys() | begun.keys())
+        if other := [name for name in names if begun.get(name) != self.settings.get(name)]:
+            changes = ", ".join(f"{name} {begun.get(name)!r} (now {self.settings.get(name)!r})" for name in other)
+            raise ValueError(
+                f"{path} is the state of a run with other settings: {changes}. Give the settings that it was begun "
+                "with to go on, or delete the file to begin anew."
+            )
 
 
 def train(
@@ -180,6 +197,7 @@ def train(
     learning_rate: float = 2e-3,
     warmup: float = 0.1,
     checkpoint: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
     description: str = "training",
 ) -> History:
     """Train for a number of steps or of minutes: AdamW, gradients clipped to norm 1, mixed precision on a GPU.
@@ -187,14 +205,16 @@ def train(
     `loss_of(model, batch)` returns the mean loss and the number of its labels; `batches_of(epoch)` gives the batches
     of an epoch. The learning rate climbs to `learning_rate` over the `warmup` share of the budget, then falls in a
     line to 0. With `checkpoint`, the run is saved there once a minute and at its end, and a later call with the
-    same arguments goes on where it stopped. Seed with torch.manual_seed before building the model.
+    same arguments goes on where it stopped. `settings` names what else makes the run what it is (seed, data), for
+    the same check. Seed with torch.manual_seed before building the model.
 
-    Raises ValueError unless exactly one of `steps` and `minutes` is given, and FloatingPointError when the loss is
-    no longer a finite number.
+    Raises ValueError unless exactly one of `steps` and `minutes` is given, and when `checkpoint` was begun with
+    other settings; FloatingPointError when the loss is no longer a finite number.
     """
     if (steps is None) == (minutes is None):
         raise ValueError(f"give steps or minutes, one of the two; got steps = {steps}, minutes = {minutes}.")
-    run = _Run(model.train())
+    budget = {"steps": steps, "minutes": minutes, "learning_rate": learning_rate, "warmup": warmup}
+    run = _Run(model.train(), {**(settings or {}), **budget})
     if checkpoint and Path(checkpoint).exists():
         run.resume(Path(checkpoint))
     history, batches = run.history, run.batches(batches_of)
@@ -210,7 +230,8 @@ def train(
                     run.save(Path(checkpoint))
                     saved = time.monotonic()
         if run.losses:
-            run.collect_losses()
+            run.collect_losses()  # here a GPU has ended its last step
+            history.seconds = time.monotonic() - started
         bar.update(1 - bar.n)
     if checkpoint:
         run.save(Path(checkpoint))

@@ -18,8 +18,8 @@ check_by_word = Exercise(
         "A detail of German: before hundert it says ein and not eins, but the glossary knows one form of each word.": (
             mask_from_text("⬚■■■■")
         ),
-        "Too strict: a number that ends in one keeps its eins, zweihunderteins. Only before hundert and tausend the s "
-        "is lost.": mask_from_text("⬚■⬚⬚■"),
+        "Too strict: a number that ends in one keeps its eins, zweihunderteins. Only before hundert, and at the "
+        "beginning before tausend, the s is lost.": mask_from_text("⬚■⬚⬚■"),
         "Too strict: what goes wrong is the order of ones and tens. thirteen and twelve are one word each, so there is "
         "nothing to turn round.": mask_from_text("⬚⬚⬚■⬚"),
         "The order: the glossary leaves the five in forty-five behind the forty. German says it first.": mask_from_text(
