@@ -616,7 +616,7 @@ class PositionsStartAgain(TinyCached):
         return torch.arange(new).expand(len(valid), -1)
 
 
-@planted("cache-difference", source="rasbt/LLMs-from-scratch issue 697")
+@planted("cache-difference", source="rasbt/LLMs-from-scratch pull request 697")
 class MaskCutToNew(TinyCached):
     """the mask is cut to the new tokens: one token sees one key"""
 

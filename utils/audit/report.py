@@ -39,7 +39,7 @@ RULES = {
     "Seen in: pytorch/tutorials, scaled_dot_product_attention_tutorial.py; d2l-en, transformer.md.",
     "cache-difference": "Decoding with a cache differs from the full pass. "
     "Usual cause: a causal mask aligned to the first key instead of the last, a mask cut to the new tokens, or "
-    "positions that start again. Seen in: rasbt/LLMs-from-scratch issue 697; pytorch issue 108108.",
+    "positions that start again. Seen in: rasbt/LLMs-from-scratch pull request 697; pytorch issue 108108.",
     "packing-leak": "Documents packed into one row see one another. "
     "Usual cause: positions start again at each document and no mask separates them. "
     "Seen in: trl issues 1230, 3067; nanoVLM PR 204.",
