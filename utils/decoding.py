@@ -218,15 +218,23 @@ def decoder_only_next_logits(
 
 
 def translate(
-    model: Transformer, tokenizer: Tokenizer, lines: Sequence[str], *, beam_size: int = 1, max_tokens: int = 4096
+    model: Transformer,
+    tokenizer: Tokenizer,
+    lines: Sequence[str],
+    *,
+    beam_size: int = 1,
+    length_penalty: float = 1.0,
+    max_tokens: int = 4096,
 ) -> list[str]:
     """Translate lines of text, in batches of similar length; `beam_size` 1 is greedy search.
 
-    A translation has at most one and a half times as many tokens as its source, and ten.
+    A translation has at most one and a half times as many tokens as its source, and ten. `length_penalty` is that of
+    `beam_search`.
     """
     ids = encode(tokenizer, lines)
     max_lens = [len(source) * 3 // 2 + 10 for source in ids]
-    return _write(model, tokenizer, ids, max_lens, beam_size=beam_size, max_tokens=max_tokens)
+    settings = {"beam_size": beam_size, "length_penalty": length_penalty, "max_tokens": max_tokens}
+    return _write(model, tokenizer, ids, max_lens, **settings)
 
 
 def summarize(
@@ -259,6 +267,7 @@ def _write(
     *,
     beam_size: int,
     max_tokens: int,
+    length_penalty: float = 1.0,
     no_repeat: int | None = None,
     build_masks: BuildMasks = seq2seq_masks,
 ) -> list[str]:
@@ -276,7 +285,7 @@ def _write(
             if beam_size == 1:
                 outputs = greedy_search(next_logits, start, max_len)
             else:
-                outputs = beam_search(next_logits, start, max_len, beam_size=beam_size)
+                outputs = beam_search(next_logits, start, max_len, beam_size=beam_size, length_penalty=length_penalty)
             for index, text in zip(group, tokenizer.decode_batch(outputs), strict=True):
                 results[index] = text
             bar.update(len(group))
