@@ -15,7 +15,17 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from common import report, surroundings
-from cost_of_masks import NUM_HEADS, Run, local_attention, measure, memory_bytes, operations, peak_bytes, random_qkv
+from cost_of_masks import (
+    CUDA,
+    NUM_HEADS,
+    Run,
+    local_attention,
+    measure,
+    memory_bytes,
+    operations,
+    peak_bytes,
+    random_qkv,
+)
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from tqdm import tqdm
@@ -90,8 +100,7 @@ def main() -> None:
         for name, times in measure({name: run for name, (run, _) in runs.items()}, rounds=3).items():
             milliseconds.setdefault(name, {})[length] = round(1000 * min(times), 3)
         for name, (run, mask_bytes) in runs.items():
-            cuda = torch.cuda.is_available()
-            call_bytes = peak_bytes(run) if cuda else max(size for _, size in operations(run))
+            call_bytes = peak_bytes(run) if CUDA else max(size for _, size in operations(run))
             megabytes.setdefault(name, {})[length] = round((mask_bytes + call_bytes) / 2**20, 2)
     sizes = {"num_heads": NUM_HEADS, "head_dim": 64, "block": args.block}
     report(surroundings() | sizes | {"milliseconds": milliseconds, "mebibytes": megabytes}, args.json)
