@@ -28,6 +28,9 @@ FULL = {"minutes": 120.0, "layers": 3, "dropout": 0.3, "learning_rate": 4e-3}
 def arguments() -> argparse.Namespace:
     parser = training_arguments(__doc__, "train.de.gz and so on", ["val", "test_2016_flickr"])
     parser.add_argument("--direction", choices=["de-en", "en-de"], default="en-de")
+    parser.add_argument(
+        "--both-ways", action="store_true", help="train each pair in both directions: which is meant, the source shows"
+    )
     parser.add_argument("--length-penalty", type=float, default=1.0, help="of beam search; above 1: longer sentences")
     parser.add_argument("--bpe-dropout", type=float, default=0.0, help="share of merges left out, anew in each epoch")
     parser.add_argument("--r-drop", type=float, default=0.0, help="weight of the divergence between two dropouts")
@@ -79,6 +82,8 @@ def main() -> None:
         result["trained_by"] = record["command"]
     else:
         texts = load_multi30k("train", languages, folder=args.data)
+        if args.both_ways:
+            texts = texts[0] + texts[1], texts[1] + texts[0]
         given = load_multi30k(args.split, languages, folder=args.data)  # before the training: what is missing shows now
         model, tokenizer, training = train_seq2seq(args, *texts, recipe=partial(regularised, args=args, texts=texts))
         result |= training
