@@ -2,6 +2,7 @@
 
     python benchmarks/image_generation.py --size 14 --minutes 5 --json result.json
     python benchmarks/image_generation.py --full
+    python benchmarks/image_generation.py --size 28 --levels 256 --minutes 30 --back 56
     python benchmarks/image_generation.py --size 28 --levels 256 --minutes 30 --peer pixelcnn
     python benchmarks/image_generation.py --evaluate my-images-idx3-ubyte.gz my-labels-idx1-ubyte.gz
 
@@ -14,9 +15,11 @@ import math
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from common import DEVICE, common_arguments, parsed, report, score_and_save, surroundings, trained, training_record
 from pixelcnn import PixelCNN, pixel_loss
 from torch import Tensor, nn
+from window import window_loss, windowed
 
 from utils.corpora import (
     FIRST_LEVEL,
@@ -41,23 +44,31 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, choices=[7, 14, 28], default=28, help="pixels in a row")
     parser.add_argument("--levels", type=int, default=16, help="grey levels")
     parser.add_argument("--batch-size", type=int, default=32, help="images of a batch")
+    parser.add_argument("--back", type=int, help="pixels before itself that a pixel sees, computed in blocks of them")
     parser.add_argument("--peer", choices=["pixelcnn"], help="train this instead of the Transformer; it is not saved")
     args = parsed(parser, "image_generation", FULL)
-    if args.peer and args.save:
-        parser.error("--peer trains a model for comparison alone, which is not saved; leave out --save and --full.")
+    if args.back and (args.back < 1 or args.size**2 % args.back):
+        parser.error(f"--back must divide the {args.size**2} pixels; got {args.back}.")
+    if args.peer and (args.save or args.back):
+        parser.error("--peer trains a model for comparison alone, not saved and without --back; leave out --full too.")
     return args
 
 
-def loss_of(model: nn.Module, tokens: Tensor) -> Loss:
-    """The loss of image rows; under attention one causal mask serves every batch, because no row is padded."""
+def ready(model: nn.Module, tokens: Tensor, back: int | None) -> tuple[nn.Module, Loss]:
+    """The model as it reads image rows, and its loss: in blocks if it has a window, else under one causal mask.
+
+    One mask serves every batch, because no row is padded.
+    """
     if isinstance(model, PixelCNN):
-        return pixel_loss
-    return partial(language_loss, mask=causal_mask(tokens.shape[1] - 1, device=DEVICE))
+        return model, pixel_loss
+    if back:
+        return windowed(model, back), window_loss
+    return model, partial(language_loss, mask=causal_mask(tokens.shape[1] - 1, device=DEVICE))
 
 
-def scores(model: nn.Module, _: None, tokens: Tensor) -> dict[str, float]:
+def scores(model: nn.Module, _: None, tokens: Tensor, back: int | None) -> dict[str, float]:
     """Mean cost of a pixel in bits, given its class and the pixels before it."""
-    nats = mean_loss(model, loss_of(model, tokens), ImageBatches(tokens, batch_size=50)(0))
+    nats = mean_loss(*ready(model, tokens, back), ImageBatches(tokens, batch_size=50)(0))
     return {"bits_per_pixel": round(nats / math.log(2), 3)}
 
 
@@ -77,11 +88,11 @@ def training_tokens(args: argparse.Namespace) -> Tensor:
 
 def painter(args: argparse.Namespace, tokens: Tensor) -> tuple[nn.Module, dict]:
     """A model trained on rows of tokens, and the record of the training."""
-    model = new_model(args)
+    model, loss_of = ready(new_model(args), tokens, args.back)
     batches = ImageBatches(tokens, batch_size=args.batch_size, seed=args.seed)
-    history = trained(args, model, loss_of(model, tokens), batches)
+    history = trained(args, model, loss_of, batches)
     rows = (bytes(row).hex() for row in images_of(tokens, args.levels).tolist())
-    sizes = {"size": args.size, "levels": args.levels}
+    sizes = {"size": args.size, "levels": args.levels, "back": args.back}
     return model, sizes | training_record(args, model, history, batches, rows)
 
 
@@ -95,12 +106,13 @@ def baselines(known: Tensor, tokens: Tensor, levels: int) -> dict[str, float]:
     sides = [(rows[:, :1], rows[:, 1:]) for rows in (images_of(known, levels), images_of(tokens, levels))]
     place = torch.arange(known.shape[1] - 1)
     keys_of = {
-        "unigram": lambda label: 0 * place + 0 * label,
-        "position": lambda label: place + 0 * label,
-        "class and position": lambda label: place + len(place) * label,
+        "unigram": lambda label, pixels: 0 * pixels,
+        "position": lambda label, pixels: place + 0 * label,
+        "class and position": lambda label, pixels: place + len(place) * label,
+        "pixel before": lambda label, pixels: F.pad(pixels, (1, 0))[:, :-1],
     }
     return {"uniform": math.log2(levels)} | {
-        name: round(counted_bits([(keys(label), pixels) for label, pixels in sides], levels), 3)
+        name: round(counted_bits([(keys(*side), side[1]) for side in sides], levels), 3)
         for name, keys in keys_of.items()
     }
 
@@ -130,7 +142,7 @@ def main() -> None:
     result = {"task": "Fashion-MNIST", "seed": args.seed} | surroundings()
     if args.evaluate:
         model, _, record = load_checkpoint(CHECKPOINTS / "image_generation.safetensors")
-        args.size, args.levels = record["size"], record["levels"]
+        args.size, args.levels, args.back = record["size"], record["levels"], record.get("back")
         result["trained_by"] = record["command"]
     else:
         known = training_tokens(args)
@@ -140,7 +152,7 @@ def main() -> None:
         result["baselines"] = baselines(known, tokens, args.levels)
         model, training = painter(args, known)
         result |= training
-    score_and_save(result, model, None, args.save, partial(scores, tokens=tokens))
+    score_and_save(result, model, None, args.save, partial(scores, tokens=tokens, back=args.back))
     report(result, args.json)
 
 

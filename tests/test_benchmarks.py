@@ -14,10 +14,22 @@ from dialogue import mail_windows
 from pixelcnn import PixelCNN, pixel_loss
 from regularisation import LaterRDrop, ResegmentedPairs, r_drop_loss
 from torch.testing import assert_close
+from window import window_loss, windowed
 
-from utils.corpora import BOS, EOS, ImageBatches, Images, image_tokens, number_words, seq2seq_batch, train_tokenizer
-from utils.training import seq2seq_loss
-from utils.transformer import Transformer, TransformerConfig
+from utils.corpora import (
+    BOS,
+    EOS,
+    ImageBatches,
+    Images,
+    TextBatch,
+    image_tokens,
+    number_words,
+    seq2seq_batch,
+    train_tokenizer,
+)
+from utils.masks import causal_mask, local_mask
+from utils.training import language_loss, seq2seq_loss
+from utils.transformer import DecoderOnly, Transformer, TransformerConfig
 
 SOURCES, TARGETS = number_words(300)
 TOKENIZER = train_tokenizer(SOURCES + TARGETS, 120)
@@ -170,6 +182,27 @@ def test_the_pixelcnn_sees_no_pixel_that_comes_later():
     assert seen[4 * 8 + 2]
     assert seen[3 * 8 + 3]
     assert not torch.equal(logits, model(pixels, torch.tensor([4])))
+
+
+def test_a_model_in_blocks_trains_as_under_the_dense_window():
+    torch.manual_seed(0)
+    model = DecoderOnly(TransformerConfig(20, 16, num_heads=2, dropout=0.0))
+    tokens = torch.randint(20, (3, 13))
+    every = torch.ones_like(tokens, dtype=torch.bool)
+    batch = TextBatch(tokens, every, every)
+    expected, _ = language_loss(model, batch, mask=local_mask(12, back=4))
+    expected_gradients = torch.autograd.grad(expected, list(model.parameters()))
+    loss, count = window_loss(windowed(model, 4), batch)
+    assert count == 36
+    assert_close(loss, expected)
+    for gradient, wanted in zip(torch.autograd.grad(loss, list(model.parameters())), expected_gradients, strict=True):
+        assert_close(gradient, wanted)
+
+
+def test_a_model_in_blocks_refuses_a_mask_that_it_would_not_use():
+    model = windowed(DecoderOnly(TransformerConfig(20, 16, num_heads=2)), 4)
+    with pytest.raises(ValueError, match="window for a mask"):
+        model(torch.zeros(1, 8, dtype=torch.long), causal_mask(8))
 
 
 def test_the_loss_of_the_pixelcnn_is_that_of_its_logits():
