@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 
@@ -141,22 +141,24 @@ def growth(lengths: Sequence[int], *, back: int, rounds: int = 4) -> dict[str, l
 
 
 def flex_contestants(qkv: Tensor, *, back: int) -> dict[str, Run]:
-    """The same masks, dense and as the block masks of FlexAttention, which is compiled on a GPU."""
+    """The same masks, dense and as the block masks of FlexAttention."""
     length, device = qkv.shape[-2], qkv.device
-    flex = torch.compile(flex_attention) if device.type == "cuda" else flex_attention
     sdpa = partial(F.scaled_dot_product_attention, *qkv)
-
-    def blocks(rule: Callable[..., Tensor]) -> Run:
-        block_mask = create_block_mask(rule, None, None, length, length, device=device.type)
-        return partial(flex, *qkv, block_mask=block_mask)
-
     return {
         "causal, dense mask": partial(sdpa, attn_mask=causal_mask(length, device=device)),
         "causal, is_causal": partial(sdpa, is_causal=True),
-        "causal, block mask": blocks(lambda b, h, q, k: q >= k),
+        "causal, block mask": flex_run(qkv, lambda b, h, q, k: q >= k)[0],
         "window, dense mask": partial(sdpa, attn_mask=local_mask(length, back=back, device=device)),
-        "window, block mask": blocks(lambda b, h, q, k: (q - back <= k) & (k <= q)),
+        "window, block mask": flex_run(qkv, lambda b, h, q, k: (q - back <= k) & (k <= q))[0],
     }
+
+
+def flex_run(qkv: Tensor, rule: Callable[..., Tensor]) -> tuple[Run, BlockMask]:
+    """FlexAttention under a rule of (batch, head, query, key), compiled on a GPU, and the block mask of the rule."""
+    length, device = qkv.shape[-2], qkv.device.type
+    block_mask = create_block_mask(rule, None, None, length, length, device=device)
+    flex = torch.compile(flex_attention) if device == "cuda" else flex_attention
+    return partial(flex, *qkv, block_mask=block_mask), block_mask
 
 
 # --- kernels and memory

@@ -19,6 +19,7 @@ from cost_of_masks import (
     CUDA,
     NUM_HEADS,
     Run,
+    flex_run,
     local_attention,
     measure,
     memory_bytes,
@@ -27,7 +28,6 @@ from cost_of_masks import (
     random_qkv,
 )
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from tqdm import tqdm
 
 from utils.masks import all_of, causal_mask, local_mask, segment_mask
@@ -70,17 +70,16 @@ def contestants(qkv: Tensor, block: int) -> dict[str, tuple[Run, int]]:
 
 
 def flex(qkv: Tensor, block: int) -> dict[str, tuple[Run, int]]:
-    """The three masks as block masks of FlexAttention, compiled."""
-    length, compiled = qkv.shape[-2], torch.compile(flex_attention)
+    """The three masks as block masks of FlexAttention, and the bytes of each."""
     rules: dict[str, Callable[..., Tensor]] = {
         "causal, block mask": lambda b, h, q, k: q >= k,
         "local, block mask": lambda b, h, q, k: (q >= k) & (q - k <= block),
         "packed, block mask": lambda b, h, q, k: (q >= k) & (q // block == k // block),
     }
-    masks = {name: create_block_mask(rule, None, None, length, length) for name, rule in rules.items()}
+    runs = {name: flex_run(qkv, rule) for name, rule in rules.items()}
     return {
-        name: (partial(compiled, *qkv, block_mask=mask), sum(map(memory_bytes, (mask.kv_indices, mask.kv_num_blocks))))
-        for name, mask in masks.items()
+        name: (run, memory_bytes(mask.kv_indices) + memory_bytes(mask.kv_num_blocks))
+        for name, (run, mask) in runs.items()
     }
 
 

@@ -108,6 +108,15 @@ def test_both_forms_of_a_mask_compute_the_same(size):
         assert_close(runs[f"{kind}, {structured}"][0](), runs[f"{kind}, dense mask"][0](), msg=kind)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_the_block_masks_of_the_length_benchmark_compute_the_same():
+    qkv = length.random_qkv(256, device="cpu")
+    runs = length.contestants(qkv, 32)
+    for name, (run, mask_bytes) in length.flex(qkv, 32).items():
+        assert_close(run(), runs[name.replace("block", "dense")][0](), msg=name)
+        assert 0 < mask_bytes < 256**2
+
+
 def test_dense_batches_pad_every_sentence_to_one_length():
     ids = [[5, 6, 7]] * 33
     first, last = training_speed.dense_batches(ids, ids)
