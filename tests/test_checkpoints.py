@@ -38,12 +38,20 @@ def test_the_translator_translates():
     assert translate(model, tokenizer, ["Two dogs are playing in the snow."]) == ["zwei hunde spielen im schnee."]
 
 
+def test_the_translator_both_ways_answers_in_the_other_language():
+    model, tokenizer, _ = load_checkpoint(CHECKPOINTS / "translation_de_en.safetensors")
+    lines = ["Zwei Hunde spielen im Schnee.", "Two dogs are playing in the snow."]
+    assert translate(model, tokenizer, lines) == ["two dogs play in the snow.", "zwei hunde spielen im schnee."]
+
+
 @pytest.mark.skipif(not (CACHE / "multi30k" / "val.de.gz").exists(), reason="Multi30k is not in data/cache/")
-def test_the_translator_reaches_the_score_of_its_record():
+@pytest.mark.parametrize(("name", "direction"), [("en_de", "en-de"), ("de_en", "en-de"), ("de_en", "de-en")])
+def test_a_translator_reaches_the_score_of_its_record(name, direction):
     """On a slice of the validation set, so with some room on both sides."""
-    model, tokenizer, record = load_checkpoint(CHECKPOINTS / "translation_en_de.safetensors")
-    sources, targets = (side[:200] for side in load_multi30k("val", ["en", "de"]))
-    assert abs(bleu_13a(translate(model, tokenizer, sources), targets) - record["scores"]["greedy"]["bleu_13a"]) < 5
+    model, tokenizer, record = load_checkpoint(CHECKPOINTS / f"translation_{name}.safetensors")
+    sources, targets = (side[:200] for side in load_multi30k("val", direction.split("-")))
+    scores = record["scores"].get(direction, record["scores"])  # that of the command at the top, the way back by name
+    assert abs(bleu_13a(translate(model, tokenizer, sources), targets) - scores["greedy"]["bleu_13a"]) < 5
 
 
 @pytest.mark.skipif(not (CACHE / "fashion-mnist").exists(), reason="Fashion-MNIST is not in data/cache/")
