@@ -7,7 +7,7 @@ from torch import Tensor
 
 from utils.attention import MultiHeadAttention
 from utils.corpora import TextBatch
-from utils.training import token_loss
+from utils.training import next_token_loss
 from utils.transformer import DecoderOnly
 
 
@@ -44,5 +44,4 @@ def windowed(model: DecoderOnly, back: int) -> DecoderOnly:
 def window_loss(model: DecoderOnly, batch: TextBatch) -> tuple[Tensor, int]:
     """`language_loss` of a model that is `windowed`, on rows without padding. Returns (loss, number of labels)."""
     logits, _ = model(batch.tokens[:, :-1], None)
-    labels, scored = batch.tokens[:, 1:], batch.scored[:, 1:]
-    return token_loss(logits, labels, scored), int(scored.sum())
+    return next_token_loss(logits, batch)

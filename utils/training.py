@@ -65,6 +65,13 @@ def language_loss(
     """
     mask = decoder_only_mask(batch.valid[:, :-1]) if mask is None else mask
     logits, _ = model(batch.tokens[:, :-1], mask)
+    return next_token_loss(logits, batch, label_smoothing=label_smoothing)
+
+
+def next_token_loss(
+    logits: Float[Tensor, "B L V"], batch: TextBatch, *, label_smoothing: float = 0.0
+) -> tuple[Tensor, int]:
+    """The loss of logits over all tokens of a text but the last. Returns (loss, number of labels)."""
     labels, scored = batch.tokens[:, 1:], batch.scored[:, 1:]
     return token_loss(logits, labels, scored, label_smoothing=label_smoothing), int(scored.sum())
 
