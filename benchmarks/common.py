@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -114,23 +115,34 @@ def train_seq2seq(
     *,
     source_limit: int | None = None,
     recipe: Callable[[BucketedPairs, Tokenizer], tuple[Batches, Loss]] = plain,
+    start: tuple[Transformer, Tokenizer] | None = None,
 ) -> tuple[Transformer, Tokenizer, dict]:
     """An encoder-decoder trained on pairs of texts, its tokenizer, and the record of the training.
 
-    `recipe` makes the batches of each epoch and the loss from the pairs and their tokenizer.
+    `recipe` makes the batches of each epoch and the loss from the pairs and their tokenizer. With `start`, the
+    training begins with the weights of that model and keeps its tokenizer; ValueError if the flags ask for other sizes.
     """
-    tokenizer = train_tokenizer(sources + targets, args.vocabulary)
+    tokenizer = start[1] if start else train_tokenizer(sources + targets, args.vocabulary)
     sides = encode(tokenizer, sources, limit=source_limit), encode(tokenizer, targets, bos=True)
     pairs = BucketedPairs(*sides, max_tokens=args.max_tokens, seed=args.seed)
     torch.manual_seed(args.seed)
     config = TransformerConfig(
         args.vocabulary, args.d_model, d_ff=2 * args.d_model, num_layers=args.layers, dropout=args.dropout
     )
-    model = Transformer(config).to(DEVICE)
+    model = (continued(start[0], config) if start else Transformer(config)).to(DEVICE)
     batches, loss_of = recipe(pairs, tokenizer)
     history = trained(args, model, loss_of, batches)
     record = training_record(args, model, history, batches, sources + targets)
     return model, tokenizer, record | {"source_limit": source_limit}
+
+
+def continued(start: Transformer, config: TransformerConfig) -> Transformer:
+    """A model with the weights of `start` and the dropout of `config`; ValueError if the sizes differ."""
+    if replace(start.config, dropout=config.dropout) != config:
+        raise ValueError(f"the model to start from is a {start.config}, and the flags ask for a {config}.")
+    model = Transformer(config)
+    model.load_state_dict(start.state_dict())
+    return model
 
 
 def trained(args: argparse.Namespace, model: nn.Module, loss_of: Loss, batches: Batches) -> History:

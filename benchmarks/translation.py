@@ -10,18 +10,31 @@ lower-cased Moses tokens as in Wu et al. (2021). Choose settings with --split va
 """
 
 import argparse
+import hashlib
 from functools import partial
 
-from common import Batches, parsed, report, score_and_save, surroundings, train_seq2seq, training_arguments
+from common import (
+    DEVICE,
+    RUNS,
+    Batches,
+    digest,
+    parsed,
+    report,
+    score_and_save,
+    surroundings,
+    train_seq2seq,
+    training_arguments,
+)
 from regularisation import LaterRDrop, ResegmentedPairs
 from tokenizers import Tokenizer
 
 from utils.corpora import BucketedPairs, encode, load_multi30k, read_lines
 from utils.decoding import translate
 from utils.scores import bleu_13a, bleu_moses
-from utils.training import CHECKPOINTS, Loss, load_checkpoint, mean_loss, seq2seq_loss
+from utils.training import CHECKPOINTS, Loss, load_checkpoint, mean_loss, seq2seq_loss, write_text
 from utils.transformer import Transformer
 
+BOTH_WAYS = CHECKPOINTS / "translation_de_en.safetensors"  # the shipped model that was trained both ways
 SAMPLE = 1500  # pairs of train on which the loss is counted after the training
 COMMON = {"layers": 3, "learning_rate": 4e-3}
 FULL = {
@@ -35,6 +48,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--direction", choices=["de-en", "en-de"], default="en-de")
     parser.add_argument(
         "--both-ways", action="store_true", help="train each pair in both directions: which is meant, the source shows"
+    )
+    parser.add_argument(
+        "--from-both-ways", action="store_true", help="start with the weights of the shipped model trained both ways"
+    )
+    parser.add_argument(
+        "--translated", action="store_true", help="train also on each side beside its translation by that model"
     )
     parser.add_argument("--length-penalty", type=float, default=1.0, help="of beam search; above 1: longer sentences")
     parser.add_argument("--bpe-dropout", type=float, default=0.0, help="share of merges left out, anew in each epoch")
@@ -54,6 +73,28 @@ def regularised(
         return batches, seq2seq_loss
     later = LaterRDrop(batches, first=args.r_drop_from, weight=args.r_drop)
     return later.batches, later.loss
+
+
+def translated(lines: list[str]) -> list[str]:
+    """Lines of either language as the shipped model writes them in the other one, with beam 5.
+
+    They are kept in data/cache/runs/, under a name made from that model and the lines.
+    """
+    model, tokenizer, _ = load_checkpoint(BOTH_WAYS)
+    file = RUNS / f"translated_{digest([hashlib.sha256(BOTH_WAYS.read_bytes()).hexdigest(), *lines])[:16]}.txt"
+    if not file.exists():
+        write_text(file, "\n".join(translate(model.to(DEVICE), tokenizer, lines, beam_size=5)))
+    return file.read_text(encoding="utf-8").split("\n")
+
+
+def training_texts(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Both sides of train; as the flags ask, beside them their translations (Nguyen et al., 2020), and the way back."""
+    sources, targets = load_multi30k("train", args.direction.split("-"), folder=args.data)
+    if args.translated:
+        sources, targets = sources + sources + translated(targets), targets + translated(sources) + targets
+    if args.both_ways:
+        sources, targets = sources + targets, targets + sources
+    return sources, targets
 
 
 def nats(model: Transformer, tokenizer: Tokenizer, texts: list[list[str]]) -> float:
@@ -97,11 +138,10 @@ def main() -> None:
         given = [read_lines(path) for path in args.evaluate]
         result["trained_by"] = record["command"]
     else:
-        texts = load_multi30k("train", languages, folder=args.data)
-        if args.both_ways:
-            texts = texts[0] + texts[1], texts[1] + texts[0]
         given = load_multi30k(args.split, languages, folder=args.data)  # before the training: what is missing shows now
-        model, tokenizer, training = train_seq2seq(args, *texts, recipe=partial(regularised, args=args, texts=texts))
+        texts, start = training_texts(args), load_checkpoint(BOTH_WAYS)[:2] if args.from_both_ways else None
+        recipe = partial(regularised, args=args, texts=texts)
+        model, tokenizer, training = train_seq2seq(args, *texts, recipe=recipe, start=start)
         result |= training
         sides = {f"train, {SAMPLE} pairs": [side[:SAMPLE] for side in texts], args.split: given}
         result["nats"] = {name: nats(model, tokenizer, side) for name, side in sides.items()}

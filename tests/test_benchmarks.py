@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from dataclasses import replace
 
 import common
 import length
@@ -177,6 +178,36 @@ def test_a_run_goes_on_with_its_own_settings_alone(monkeypatch, tmp_path):
     assert call("--beam", "1")["target_tokens"] == first["target_tokens"]
     with pytest.raises(ValueError, match=r"seed 0 \(now 1\)"):
         call("--seed", "1")
+
+
+def test_translations_stand_beside_what_people_wrote(monkeypatch, tmp_path):
+    """Translated text on one side only; what was translated once is read from its file the next time."""
+    calls = []
+
+    def upper(_, tokenizer, lines, *, beam_size):
+        calls.append(beam_size)
+        return [line.upper() for line in lines]
+
+    monkeypatch.setattr(translation, "load_multi30k", lambda *_, **__: [["a dog", "two cats"], ["ein hund", "katzen"]])
+    monkeypatch.setattr(translation, "translate", upper)
+    monkeypatch.setattr(translation, "RUNS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["translation.py", "--translated", "--both-ways"])
+    for _ in range(2):
+        sources, targets = translation.training_texts(translation.arguments())
+        there = {("a dog", "ein hund"), ("a dog", "A DOG"), ("EIN HUND", "ein hund")}
+        there |= {("two cats", "katzen"), ("two cats", "TWO CATS"), ("KATZEN", "katzen")}
+        assert sorted(zip(sources, targets, strict=True)) == sorted(there | {pair[::-1] for pair in there})
+    assert calls == [5, 5]
+
+
+def test_a_training_begins_with_the_weights_of_another_model():
+    """With another dropout, but in no other size."""
+    start = Transformer(CONFIG)
+    model = common.continued(start, replace(CONFIG, dropout=0.3))
+    assert model.config.dropout == 0.3
+    assert_close(model.state_dict(), start.state_dict())
+    with pytest.raises(ValueError, match="num_layers=7"):
+        common.continued(start, replace(CONFIG, num_layers=7))
 
 
 def test_the_pixelcnn_sees_no_pixel_that_comes_later():

@@ -269,9 +269,9 @@ def save_checkpoint(path: Path, model: Model, tokenizer: Tokenizer | None, recor
     path = Path(path)
     write_tensors(path, {name: value.half() for name, value in model.state_dict().items()})
     record = {"model": type(model).__name__, "config": asdict(model.config)} | record
-    _write_text(path.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_text(path.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     if tokenizer:
-        _write_text(path.with_suffix(".tokenizer.json"), tokenizer.to_str())
+        write_text(path.with_suffix(".tokenizer.json"), tokenizer.to_str())
 
 
 def load_checkpoint(path: Path) -> tuple[Model, Tokenizer | None, dict[str, Any]]:
@@ -291,7 +291,9 @@ def load_checkpoint(path: Path) -> tuple[Model, Tokenizer | None, dict[str, Any]
     return model.eval(), Tokenizer.from_file(str(tokenizer)) if tokenizer.exists() else None, record
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
