@@ -1,10 +1,10 @@
 """Train an image model on Fashion-MNIST, pixel by pixel, and count its bits per pixel.
 
     python benchmarks/image_generation.py --size 14 --minutes 5 --json result.json
-    python benchmarks/image_generation.py --full
-    python benchmarks/image_generation.py --size 28 --levels 256 --minutes 30 --back 56
+    python benchmarks/image_generation.py --full --size 14
+    python benchmarks/image_generation.py --full --size 28
     python benchmarks/image_generation.py --size 28 --levels 256 --minutes 30 --peer pixelcnn
-    python benchmarks/image_generation.py --evaluate my-images-idx3-ubyte.gz my-labels-idx1-ubyte.gz
+    python benchmarks/image_generation.py --size 14 --evaluate my-images-idx3-ubyte.gz my-labels-idx1-ubyte.gz
 
 Without --data the corpus is downloaded. Bits per pixel are comparable only for one size and one number of grey
 levels. Choose settings with --split val, the last 5,000 training images; t10k is for the end.
@@ -35,7 +35,10 @@ from utils.training import CHECKPOINTS, Loss, language_loss, load_checkpoint, me
 from utils.transformer import DecoderOnly, TransformerConfig
 
 HELD_OUT = 5000
-FULL = {"minutes": 20.0, "size": 14, "d_model": 96, "batch_size": 16}
+FULL = {
+    14: {"minutes": 20.0, "d_model": 96, "batch_size": 16},
+    28: {"minutes": 20.0, "levels": 256, "back": 56, "d_model": 64, "batch_size": 8},
+}
 
 
 def arguments() -> argparse.Namespace:
@@ -46,7 +49,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, help="images of a batch")
     parser.add_argument("--back", type=int, help="pixels before itself that a pixel sees, computed in blocks of them")
     parser.add_argument("--peer", choices=["pixelcnn"], help="train this instead of the Transformer; it is not saved")
-    args = parsed(parser, "image_generation", FULL)
+    size = parser.parse_known_args()[0].size
+    args = parsed(parser, "image_generation_{size}", FULL.get(size, {}))
+    if size not in FULL and (args.full or args.evaluate):
+        parser.error(f"the shipped models have --size {' or '.join(map(str, FULL))}; got {size}.")
     if args.back and (args.back < 1 or args.size**2 % args.back):
         parser.error(f"--back must divide the {args.size**2} pixels; got {args.back}.")
     if args.peer and (args.save or args.back):
@@ -141,8 +147,8 @@ def main() -> None:
     args = arguments()
     result = {"task": "Fashion-MNIST", "seed": args.seed} | surroundings()
     if args.evaluate:
-        model, _, record = load_checkpoint(CHECKPOINTS / "image_generation.safetensors")
-        args.size, args.levels, args.back = record["size"], record["levels"], record.get("back")
+        model, _, record = load_checkpoint(CHECKPOINTS / f"image_generation_{args.size}.safetensors")
+        args.levels, args.back = record["levels"], record.get("back")
         result["trained_by"] = record["command"]
     else:
         known = training_tokens(args)
