@@ -42,7 +42,7 @@ DTYPE = torch.float16 if CUDA else torch.float32  # every GPU's fused kernels ta
 # --- time
 
 
-def measure(contestants: Mapping[Name, Run], *, rounds: int = 5, seconds: float = 0.05) -> dict[Name, list[float]]:
+def measure(contestants: Mapping[Name, Run], *, rounds: int = 3, seconds: float = 0.05) -> dict[Name, list[float]]:
     """Seconds of one call of each contestant, once for each round.
 
     In a round they run one after the other, `seconds` each and in a new order, so that other work on the machine,
@@ -51,8 +51,8 @@ def measure(contestants: Mapping[Name, Run], *, rounds: int = 5, seconds: float 
     # a Timer takes one thread unless it is told otherwise; it waits for the GPU by itself
     threads = torch.get_num_threads()
     timers = {name: Timer("run()", globals={"run": run}, num_threads=threads) for name, run in contestants.items()}
-    for timer in timers.values():
-        timer.timeit(1)  # the first call also compiles and allocates
+    for run in contestants.values():
+        run()  # the first call also compiles and allocates
     times: dict[Name, list[float]] = {name: [] for name in timers}
     for _ in range(rounds):
         for name in random.sample(list(timers), len(timers)):
@@ -122,7 +122,7 @@ def local_attention(query: Tensor, key: Tensor, value: Tensor, *, back: int) -> 
     return output.unflatten(0, (batch, -1)).flatten(2, 3)  # -> [B, H, L, D]
 
 
-def growth(lengths: Sequence[int], *, back: int, rounds: int = 4) -> dict[str, list[float]]:
+def growth(lengths: Sequence[int], *, back: int) -> dict[str, list[float]]:
     """Seconds against length: a window of `back` keys as a dense mask and in blocks, and no mask at all.
 
     All lengths are measured in the same rounds, and the fastest round counts, as the least disturbed one.
@@ -135,7 +135,7 @@ def growth(lengths: Sequence[int], *, back: int, rounds: int = 4) -> dict[str, l
         contestants["window, dense mask", length] = partial(F.scaled_dot_product_attention, *qkv, attn_mask=window)
         contestants["window, in blocks", length] = partial(local_attention, *qkv, back=back)
     seconds: dict[str, list[float]] = {}
-    for (name, _), times in measure(contestants, rounds=rounds).items():
+    for (name, _), times in measure(contestants).items():
         seconds.setdefault(name, []).append(min(times))
     return seconds
 
@@ -345,7 +345,7 @@ def rounded(values: Mapping[str, float], digits: int = 2) -> dict[str, float]:
 def padding_result(lengths: Sequence[int], max_tokens: int, row_len: int) -> dict[str, dict]:
     """What each way to make batches computes, and the speed of an encoder layer in real tokens a second."""
     schemes = all_batches(lengths, max_tokens, row_len=row_len)
-    times = measure(layer_contestants(schemes), rounds=3)
+    times = measure(layer_contestants(schemes))
     return {
         name: bill(batches)._asdict() | {"tokens_per_second": round(sum(lengths) / median(times[name]))}
         for name, batches in schemes.items()

@@ -96,7 +96,7 @@ def main() -> None:
     megabytes: dict[str, dict[int, float]] = {}
     for length in tqdm(args.lengths, desc="lengths"):
         runs = contestants(random_qkv(length), args.block)
-        for name, times in measure({name: run for name, (run, _) in runs.items()}, rounds=3).items():
+        for name, times in measure({name: run for name, (run, _) in runs.items()}).items():
             milliseconds.setdefault(name, {})[length] = round(1000 * min(times), 3)
         for name, (run, mask_bytes) in runs.items():
             call_bytes = peak_bytes(run) if CUDA else max(size for _, size in operations(run))

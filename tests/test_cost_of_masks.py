@@ -77,7 +77,7 @@ def test_ratios_compare_within_a_round():
 
 
 def test_the_growth_has_one_number_for_each_length():
-    seconds = cost.growth([8, 16], back=4, rounds=1)
+    seconds = cost.growth([8, 16], back=4)
     assert {len(values) for values in seconds.values()} == {2}
 
 
