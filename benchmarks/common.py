@@ -56,16 +56,23 @@ def common_arguments(description: str, data: str, splits: Sequence[str]) -> argp
     return parser
 
 
-def parsed(parser: argparse.ArgumentParser, name: str, settings: dict[str, Any]) -> argparse.Namespace:
+def parsed(
+    parser: argparse.ArgumentParser, name: str, settings: dict[Any, Any], *, by: str | None = None
+) -> argparse.Namespace:
     """The arguments; with --full, `settings` and the files of the shipped model are the defaults.
 
-    `name` is that of the model's files; a {flag} in it stands for the value of that flag.
+    `name` is that of the model's files; a {flag} in it stands for the value of that flag. With `by`, `settings` holds
+    those of a model for each value of that flag.
     """
     args = parser.parse_args()
     if args.evaluate and (args.full or args.save):
         parser.error("--evaluate scores the shipped model and trains none; leave out --full and --save.")
     if not args.full:
         return args
+    if by:
+        if (value := getattr(args, by)) not in settings:
+            parser.error(f"--full trains the models of --{by} {' and '.join(map(str, settings))}; got {value}.")
+        settings = settings[value]
     name = name.format(**vars(args)).replace("-", "_")
     files = {"resume": RUNS / f"{name}.safetensors", "save": CHECKPOINTS / f"{name}.safetensors"}
     parser.set_defaults(**settings, **files)

@@ -49,10 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, help="images of a batch")
     parser.add_argument("--back", type=int, help="pixels before itself that a pixel sees, computed in blocks of them")
     parser.add_argument("--peer", choices=["pixelcnn"], help="train this instead of the Transformer; it is not saved")
-    size = parser.parse_known_args()[0].size
-    args = parsed(parser, "image_generation_{size}", FULL.get(size, {}))
-    if size not in FULL and (args.full or args.evaluate):
-        parser.error(f"the shipped models have --size {' or '.join(map(str, FULL))}; got {size}.")
+    args = parsed(parser, "image_generation_{size}", FULL, by="size")
     if args.back and (args.back < 1 or args.size**2 % args.back):
         parser.error(f"--back must divide the {args.size**2} pixels; got {args.back}.")
     if args.peer and (args.save or args.back):

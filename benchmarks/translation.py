@@ -59,8 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bpe-dropout", type=float, default=0.0, help="share of merges left out, anew in each epoch")
     parser.add_argument("--r-drop", type=float, default=0.0, help="weight of the divergence between two dropouts")
     parser.add_argument("--r-drop-from", type=int, default=0, help="epoch in which R-Drop begins")
-    direction = parser.parse_known_args()[0].direction
-    return parsed(parser, "translation_{direction}", FULL[direction])
+    return parsed(parser, "translation_{direction}", FULL, by="direction")
 
 
 def regularised(

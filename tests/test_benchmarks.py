@@ -154,6 +154,17 @@ def test_full_sets_defaults_that_a_flag_overrides(monkeypatch, flags, minutes):
     assert args.save == (common.CHECKPOINTS / "model_of_0.safetensors" if "--full" in flags else None)
 
 
+def test_full_chooses_the_model_of_a_flag(monkeypatch, capsys):
+    """And says which there are, if the flag asks for another."""
+    parser, settings = common.common_arguments("", "", ["val", "test"]), {1: {"minutes": 10.0}, 2: {"minutes": 20.0}}
+    monkeypatch.setattr(sys, "argv", ["train.py", "--full", "--seed", "2"])
+    assert common.parsed(parser, "model_{seed}", settings, by="seed").minutes == 20.0
+    monkeypatch.setattr(sys, "argv", ["train.py", "--full", "--seed", "3"])
+    with pytest.raises(SystemExit):
+        common.parsed(parser, "model_{seed}", settings, by="seed")
+    assert "--seed 1 and 2; got 3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag", [["--full"], ["--save", "mine.safetensors"]])
 def test_a_model_that_is_only_scored_is_not_written_over(monkeypatch, capsys, flag):
     monkeypatch.setattr(sys, "argv", ["train.py", "--evaluate", "a.txt", "b.txt", *flag])
