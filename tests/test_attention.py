@@ -85,6 +85,14 @@ def test_half_precision_is_near_double_precision(dtype, tolerance, need_weights)
     assert_close(gradients(output, inputs), gradients(expected, inputs), **close)
 
 
+@BOTH_PATHS
+def test_large_products_do_not_overflow_in_half_precision(need_weights):
+    """60 * 60 * 64 is more than float16 holds, an eighth of it is not."""
+    query = torch.full((1, 1, 2, 64), 60.0, dtype=torch.float16)
+    output, _ = attention(query, query, torch.ones_like(query), causal_mask(2), need_weights=need_weights)
+    assert_close(output, torch.ones_like(output))
+
+
 # --- weights ---
 
 

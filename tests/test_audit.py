@@ -160,6 +160,37 @@ def test_findings_are_drawn_side_by_side():
     assert plot_findings(type(report)()) == []
 
 
+def test_a_model_that_ignores_its_input_is_drawn_dark():
+    ((_, measured),) = plot_findings(bug("IgnoresItsInput").audit(lengths=SHORT))
+    measured.figure.canvas.draw()
+    assert (measured.images[0].get_array() <= measured.images[0].norm.vmin).all()
+
+
+@pytest.mark.parametrize("name", ["NoCausalMask", "BufferTooSmall"])
+def test_the_size_of_a_leak_is_that_of_its_measurement(name):
+    """And the noise is that of the same mode: only what is a leak stands out of it."""
+    (finding,) = (one for one in bug(name).audit() if one.rule == "future-leak")
+    leaks = finding.measured[~finding.expected]
+    assert leaks.max().item() == finding.size
+
+
+def test_a_mode_that_was_left_out_hides_no_difference():
+    """Dropout that cannot be switched off ends the train mode; another variant that differs is found all the same."""
+
+    class Leaky(Tiny):
+        def mask(self, valid: Tensor, layer: int) -> Tensor:
+            return torch.ones_like(causal_mask(valid.shape[1])).tril(1) & super().mask(valid, layer).any(-2, True)
+
+        def mix(self, x: Tensor, valid: Tensor) -> Tensor:
+            return nn.functional.dropout(x, 0.1, self.training)
+
+    torch.manual_seed(0)
+    model = Leaky()
+    report = model.audit(lengths=SHORT, variants={"doubled": lambda tokens, valid: 2 * model(tokens, valid)})
+    assert report.rules == {"future-leak", "mode-difference"}
+    assert any("train mode left out" in note for note in report.notes)
+
+
 def test_audit_of_something_else_points_to_the_other_audits():
     with pytest.raises(TypeError, match="audit_decoder, audit_encoder or audit_seq2seq"):
         audit(nn.Linear(2, 2))

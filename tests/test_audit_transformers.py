@@ -87,3 +87,9 @@ def test_a_released_model_that_is_broken_is_found():
 def test_padding_on_the_right_is_all_that_a_model_without_position_ids_takes():
     model = build("decoder", transformers.BartForCausalLM, "eager")
     assert not audit(model, lengths=LENGTHS, sides=("right",))
+
+
+def test_a_model_with_too_few_positions_is_said():
+    model = transformers.GPT2Model(transformers.GPT2Config(vocab_size=50, n_positions=8, n_embd=8, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match="8 positions; the audit needs 13"):
+        audit(model)

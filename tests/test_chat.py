@@ -60,6 +60,11 @@ def test_a_history_ends_with_the_user(model, tokenizer):
         replies(model, tokenizer, [["a.", "b."]])
 
 
+def test_a_turn_that_would_not_be_read_gets_no_reply(model, tokenizer):
+    with pytest.raises(ValueError, match="at most 8"):
+        replies(model, tokenizer, [["a " * 20]], context=16)
+
+
 def test_a_conversation_remembers_its_turns(model, tokenizer):
     chat = Chat(model, tokenizer)
     first = chat.say("  a  b. ")

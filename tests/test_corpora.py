@@ -215,6 +215,18 @@ def test_a_long_line_is_cut_before_its_end_mark():
     assert corpora.encode(tokenizer, ["a b c d"], bos=True, limit=2) == [[*whole[:3], EOS]]
 
 
+def test_nobody_can_write_a_special_token():
+    tokenizer = corpora.train_tokenizer(["a [b] c"], 80)
+    (ids,) = corpora.encode(tokenizer, ["a [EOS] b [PAD]"])
+    assert ids.index(EOS) == len(ids) - 1 and PAD not in ids
+
+
+def test_an_empty_row_is_nothing_but_padding():
+    tokens, valid = corpora.pad([[], [5, 7]])
+    assert tokens.dtype == torch.int64 and tokens.tolist() == [[PAD, PAD], [5, 7]]
+    assert valid.tolist() == [[False, False], [True, True]]
+
+
 def test_padding_flags_come_from_lengths_even_if_the_padding_id_is_a_token():
     tokens, valid = corpora.pad([[5, PAD, 7], [PAD]])
     assert tokens.tolist() == [[5, PAD, 7], [PAD, PAD, PAD]]

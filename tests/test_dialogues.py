@@ -192,8 +192,14 @@ def test_windows_count_each_turn_of_the_bot_once_and_start_between_turns(tokeniz
 
 
 def test_a_turn_that_fits_no_window_is_said(tokenizer):
-    with pytest.raises(ValueError, match=r"expected at most 5, half a window"):
+    with pytest.raises(ValueError, match=r"expected at most 10, a window"):
         dialogue_windows(tokenizer, [["at noon in the garden, please, at noon.", "for two."]], 10)
+
+
+def test_a_turn_longer_than_half_a_window_pushes_its_history_out(tokenizer):
+    turns = ["for two.", "at noon in the garden, please."]
+    first, second = encode_turns(tokenizer, turns)
+    assert dialogue_windows(tokenizer, [turns], len(second))[0] == [first, second]
 
 
 def test_the_latest_turns_are_whole_and_as_many_as_fit():

@@ -176,6 +176,10 @@ def test_a_strange_prediction_gets_an_answer(exercise, answer):
     assert exercise.feedback(answer).startswith("✗ Not yet")
 
 
+def test_a_mask_without_any_entry_is_not_right():
+    assert PREDICTION.feedback(torch.ones(0, 1, 2, 2, dtype=torch.bool)).startswith("✗ Not yet")
+
+
 @pytest.mark.parametrize("answer", ["■⬚ / ■■", "■⬚\n■■", "10/11", causal_mask(2)])
 def test_a_mask_may_be_drawn_or_typed(answer):
     assert PREDICTION.feedback(answer) == "✓ Right."

@@ -74,6 +74,8 @@ def test_an_unknown_notebook_is_an_error():
         ("https://github.com/ada/attention-masks", "ada/attention-masks"),
         ("https://github.com/ada/attention-masks.git", "ada/attention-masks"),
         ("https://token@github.com/ada/masks.v2/", "ada/masks.v2"),
+        ("https://my-name:to-ken@github.com/ada/masks", "ada/masks"),
+        ("http://github.com/ada/masks", "ada/masks"),
         ("git@github.com:ada/attention-masks.git", "ada/attention-masks"),
         ("ssh://git@github.com/ada/attention-masks", "ada/attention-masks"),
         ("https://example.org/ada/attention-masks", None),

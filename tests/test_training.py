@@ -1,5 +1,7 @@
 """The loss, the training loop, and what is saved."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -131,14 +133,40 @@ def test_a_loss_that_is_not_finite_is_said(batches):
         loss, tokens = seq2seq_loss(model, batch)
         return loss * float("nan"), tokens
 
-    with pytest.raises(FloatingPointError, match="dead row"):
+    with pytest.raises(FloatingPointError, match=r"step 1\. .*dead row"):
         train(make_model(), broken, batches, steps=5)
 
 
-@pytest.mark.parametrize("budget", [{}, {"steps": 1, "minutes": 1.0}])
-def test_the_budget_is_steps_or_minutes(batches, budget):
-    with pytest.raises(ValueError, match="one of the two"):
+def test_a_single_step_without_a_label_is_said(batches):
+    """Also if the steps after it are fine again."""
+    count = itertools.count(1)
+
+    def third_is_empty(model, batch):
+        loss, tokens = seq2seq_loss(model, batch)
+        return (loss * float("nan"), 0) if next(count) == 3 else (loss, tokens)
+
+    with pytest.raises(FloatingPointError, match="in step 3"):
+        train(make_model(), third_is_empty, batches, steps=5)
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ({}, "one of the two"),
+        ({"steps": 1, "minutes": 1.0}, "one of the two"),
+        ({"steps": 0}, "a budget above 0"),
+        ({"minutes": 0.0}, "a budget above 0"),
+        ({"steps": 1, "warmup": 0.0}, "a warmup between 0 and 1"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_said(batches, budget, said):
+    with pytest.raises(ValueError, match=said):
         train(make_model(), seq2seq_loss, batches, **budget)
+
+
+def test_an_epoch_without_a_batch_is_said():
+    with pytest.raises(ValueError, match="epoch 0 has no batch"):
+        train(make_model(), seq2seq_loss, lambda epoch: [], steps=1)
 
 
 def test_float16_training_scales_its_loss(batches, monkeypatch):
@@ -173,6 +201,25 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
         save_checkpoint(path, make_model(), None, {})
     assert path.read_bytes() == before
     assert load_checkpoint(path)[1] is None
+
+
+def test_a_checkpoint_without_a_tokenizer_does_not_keep_an_older_one(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, make_model(), train_tokenizer(["ein Mann"], 20), {})
+    save_checkpoint(path, make_model(), None, {})
+    assert load_checkpoint(path)[1] is None
+
+
+def test_what_could_not_be_loaded_again_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match=r"ends in .safetensors"):
+        save_checkpoint(tmp_path / "m.json", make_model(), None, {})
+
+    class Larger(Transformer):
+        pass
+
+    with pytest.raises(TypeError, match="a Larger cannot be loaded again"):
+        save_checkpoint(tmp_path / "m.safetensors", Larger(CONFIG), None, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_checkpoint_is_said(tmp_path):
@@ -222,3 +269,11 @@ def test_the_mean_loss_weighs_labels_alike_however_they_are_batched():
     whole, *parts = (text_batch(rows, [[True] * len(row) for row in rows]) for rows in (texts, texts[:1], texts[1:]))
     assert mean_loss(model, language_loss, parts) == pytest.approx(mean_loss(model, language_loss, [whole]), rel=1e-5)
     assert mean_loss(model, language_loss, parts) == pytest.approx(language_loss(model, whole)[0].item(), rel=1e-5)
+
+
+def test_a_batch_without_a_label_does_not_spoil_the_mean_loss():
+    model, row = DecoderOnly(CONFIG), [1, 5, 6, 2]
+    scored, unscored = (text_batch([row], [[flag] * 4]) for flag in (True, False))
+    assert mean_loss(model, language_loss, [scored, unscored]) == mean_loss(model, language_loss, [scored])
+    with pytest.raises(ValueError, match="no label"):
+        mean_loss(model, language_loss, [unscored])

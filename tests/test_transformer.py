@@ -1,6 +1,8 @@
 """The Transformer against nn.Transformer, and what its masks promise: no future, no padding, in every mode."""
 
 import math
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -412,6 +414,16 @@ def test_dropout_drops_at_its_rate_and_keeps_the_mean(dtype):
     assert_close(once[kept], torch.full_like(once[kept], 1 / 0.7))
     once.sum().backward()
     assert_close(x.grad, once)
+
+
+def test_dropout_can_be_compiled_as_a_whole():
+    """In a process of its own, because checking the shapes, as these tests do, cannot be compiled."""
+    code = (
+        "import torch; from utils.transformer import Dropout; "
+        "compiled = torch.compile(Dropout(0.3), backend='eager', fullgraph=True); "
+        "assert (compiled(torch.ones(1000)) == 0).any()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(("rate", "training"), [(0.0, True), (0.3, False), (1.0, True)])

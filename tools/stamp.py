@@ -17,7 +17,7 @@ BADGE = re.compile(r"\[!\[Open in Colab\]\(\S+\)\]\(https://colab\.research\.goo
 
 def slug_from_remote(url: str) -> str | None:
     """OWNER/NAME from a GitHub address, https or ssh; None for an address elsewhere."""
-    found = re.fullmatch(r"(?:https://|ssh://git@|git@)(?:\w+@)?github\.com[/:]([\w.-]+/[\w.-]+?)(?:\.git)?/?", url)
+    found = re.fullmatch(r"(?:https?://(?:[^@/]+@)?|ssh://git@|git@)github\.com[/:]([\w.-]+/[\w.-]+?)(?:\.git)?/?", url)
     return found and found[1]
 
 

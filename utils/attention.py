@@ -33,7 +33,8 @@ def attention(
         _check_fit(mask, query, key)
     if not need_weights:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p), None
-    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # [B, H, Lq, Lk]
+    # divided first: in float16 the undivided product overflows sooner
+    scores = query / math.sqrt(query.shape[-1]) @ key.transpose(-2, -1)  # [B, H, Lq, Lk]
     weights = F.dropout(masked_softmax(scores, mask), dropout_p)
     return weights @ value, weights
 

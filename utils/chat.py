@@ -36,6 +36,8 @@ def replies(
 
     A reply has at most `max_len` tokens; of a history the last turns are read that half of `context` holds, as in
     `dialogue_windows`. `max_tokens` bounds the tokens of a batch.
+
+    Raises ValueError for a history that does not end with a turn of the user, or with one that is too long.
     """
     model.eval()
     device, results = model.embedding.weight.device, [""] * len(histories)
@@ -43,7 +45,12 @@ def replies(
     for history in histories:
         if len(history) % 2 == 0:
             raise ValueError(f"a history has {len(history)} turns; expected an odd number, because the user is last.")
-        turns = latest(encode_turns(tokenizer, history), context // 2)
+        turns = encode_turns(tokenizer, history)
+        if len(turns[-1]) > context // 2:
+            raise ValueError(
+                f"the turn has {len(turns[-1])} tokens; the model takes at most {context // 2}. Write less at once."
+            )
+        turns = latest(turns, context // 2)
         prompts.append([token for turn in turns for token in turn] + [BOT])
     with tqdm(total=len(prompts), desc="replying", leave=False) as bar:
         for group in buckets([len(prompt) + max_len for prompt in prompts], max_tokens):
@@ -73,11 +80,6 @@ class Chat:
         text = " ".join(text.split())
         if not text:
             raise ValueError("the turn is empty; write something.")
-        (turn,) = encode_turns(self.tokenizer, [text])
-        if len(turn) > self.context // 2:
-            raise ValueError(
-                f"the turn has {len(turn)} tokens; the model takes at most {self.context // 2}. Write less at once."
-            )
         (answer,) = replies(self.model, self.tokenizer, [[*self.turns, text]], context=self.context)
         self.turns += [text, answer]
         return answer

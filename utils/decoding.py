@@ -51,9 +51,10 @@ def beam_search(
 ) -> list[list[int]]:
     """Keep the `beam_size` best beginnings of each sequence, and return the best that ended.
 
-    `start` and `max_len` hold `beam_size` rows for each sequence, one after the other. Candidates are ranked by
-    log-probability / length ** length_penalty, because a sum of logarithms alone prefers short ones; the length
-    counts what was written and one token of `start`. Returns the written ids without `start` and [EOS].
+    `start` and `max_len` hold `beam_size` rows for each sequence, one after the other. A beginning that ended keeps its
+    place among the best as long as its log-probability does. When all have ended, log-probability / length **
+    length_penalty decides, because a sum of logarithms alone prefers short ones; the length counts what was written
+    and one token of `start`. Returns the written ids without `start` and [EOS].
     """
     tokens, start_len, count = start, start.shape[1], len(start) // beam_size
     first_rows = beam_size * torch.arange(count, device=start.device)[:, None]

@@ -26,6 +26,7 @@ CHECKPOINTS = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
 SECONDS_BETWEEN_SAVES = 60
 
 Model = Transformer | DecoderOnly
+KINDS = {kind.__name__: kind for kind in (Transformer, DecoderOnly)}
 Loss = Callable[[nn.Module, Any], tuple[Tensor, int]]
 
 
@@ -78,12 +79,18 @@ def next_token_loss(
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, loss_of: Loss, batches: Iterable[Any]) -> float:
-    """The loss over all labels of all batches, in nats a label, without dropout. Divide by log 2 for bits."""
+    """The loss over all labels of all batches, in nats a label, without dropout. Divide by log 2 for bits.
+
+    Raises ValueError if there is no label.
+    """
     model.eval()
     total = labels = 0
     for batch in batches:
         loss, count = loss_of(model, batch.to(next(model.parameters()).device))
-        total, labels = total + loss.item() * count, labels + count
+        if count:  # the mean over no labels is NaN
+            total, labels = total + loss.item() * count, labels + count
+    if not labels:
+        raise ValueError("there is no label in these batches; expected at least one to take the mean over.")
     return total / labels
 
 
@@ -129,6 +136,8 @@ class _Run:
             for batch in islice(batches_of(self.history.epoch), self.history.batch, None):
                 self.history.batch += 1
                 yield batch.to(self.device)
+            if not self.history.batch:
+                raise ValueError(f"epoch {self.history.epoch} has no batch; expected at least one to train on.")
             self.history.epoch, self.history.batch = self.history.epoch + 1, 0
 
     def step(self, loss_of: Loss, batch: Any, learning_rate: float) -> None:
@@ -150,9 +159,10 @@ class _Run:
         """Move the losses since the last call into the history; returns the newest."""
         newest = torch.stack(self.losses).tolist()
         self.losses.clear()
-        if not math.isfinite(newest[-1]):
+        if bad := [number for number, loss in enumerate(newest) if not math.isfinite(loss)]:
+            step = self.history.steps - len(newest) + bad[0] + 1
             raise FloatingPointError(
-                f"the loss is {newest[-1]} after {self.history.steps} steps. Usual causes: a dead "
+                f"the loss is {newest[bad[0]]} in step {step}. Usual causes: a dead "
                 "row of a mask turned into NaN, a batch without any real label, or a learning rate that is too high."
             )
         self.history.losses += newest
@@ -215,11 +225,14 @@ def train(
     same arguments goes on where it stopped. `settings` names what else makes the run what it is (seed, data), for
     the same check. Seed with torch.manual_seed before building the model.
 
-    Raises ValueError unless exactly one of `steps` and `minutes` is given, and when `checkpoint` was begun with
-    other settings; FloatingPointError when the loss is no longer a finite number.
+    Raises ValueError unless exactly one of `steps` and `minutes` is given, for a budget or a `warmup` of nothing, for
+    an epoch without a batch, and when `checkpoint` was begun with other settings; FloatingPointError when the loss is
+    no longer a finite number.
     """
     if (steps is None) == (minutes is None):
         raise ValueError(f"give steps or minutes, one of the two; got steps = {steps}, minutes = {minutes}.")
+    if (size := minutes if steps is None else steps) <= 0 or not 0 < warmup < 1:
+        raise ValueError(f"expected a budget above 0 and a warmup between 0 and 1; got {size} and {warmup}.")
     budget = {"steps": steps, "minutes": minutes, "learning_rate": learning_rate, "warmup": warmup}
     run = _Run(model.train(), {**(settings or {}), **budget})
     if checkpoint and Path(checkpoint).exists():
@@ -265,13 +278,22 @@ def save_checkpoint(path: Path, model: Model, tokenizer: Tokenizer | None, recor
     """Write trained weights in half precision to `path` (.safetensors), and beside it what a user of them needs.
 
     That is `record` with the kind and the sizes of the model as .json, and the tokenizer as .tokenizer.json.
+
+    Raises ValueError for another name than .safetensors, TypeError for a model that `load_checkpoint` cannot build.
     """
     path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} cannot be told from the files beside it; give a name that ends in .safetensors.")
+    if type(model).__name__ not in KINDS:
+        raise TypeError(f"a {type(model).__name__} cannot be loaded again; expected {' or '.join(KINDS)}.")
     write_tensors(path, {name: value.half() for name, value in model.state_dict().items()})
     record = {"model": type(model).__name__, "config": asdict(model.config)} | record
     write_text(path.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    pieces = path.with_suffix(".tokenizer.json")
     if tokenizer:
-        write_text(path.with_suffix(".tokenizer.json"), tokenizer.to_str())
+        write_text(pieces, tokenizer.to_str())
+    else:
+        pieces.unlink(missing_ok=True)  # that of an older model
 
 
 def load_checkpoint(path: Path) -> tuple[Model, Tokenizer | None, dict[str, Any]]:
@@ -284,8 +306,7 @@ def load_checkpoint(path: Path) -> tuple[Model, Tokenizer | None, dict[str, Any]
         if not part.exists():
             raise FileNotFoundError(f"{part} is missing; the shipped checkpoints lie in {CHECKPOINTS}.")
     record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    kinds = {kind.__name__: kind for kind in (Transformer, DecoderOnly)}
-    model = kinds[record["model"]](TransformerConfig(**record["config"]))
+    model = KINDS[record["model"]](TransformerConfig(**record["config"]))
     model.load_state_dict(read_tensors(path)[0])
     tokenizer = path.with_suffix(".tokenizer.json")
     return model.eval(), Tokenizer.from_file(str(tokenizer)) if tokenizer.exists() else None, record

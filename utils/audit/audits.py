@@ -40,7 +40,7 @@ def audit_decoder(
     packed     (tokens Int[B, L], segments Int[B, L]) -> Float[B, L, *]; documents packed into one row
     variants   other forwards that must give the same, by name: {"with weights": …}
     allowed    length -> Bool[L, L] or [1, 1, L, L], True = output i may depend on token j, over all layers
-    sides      where padding may stand; lengths: sequence lengths to try, in tokens
+    sides      where padding may stand; lengths: sequence lengths to try, in tokens (other probes take up to 13)
     padded     False: the model takes no padding, `valid` is all True and the padding probes rest
     empty_samples  False: no sample is ever nothing but padding, so none is tried
 
@@ -174,7 +174,7 @@ def _audit(
         notes += bench.notes
     bar.close()
     # A finding that is not in every mode explains their difference already.
-    if all({mode.name for mode in modes if not mode.double} <= set(finding.modes) for finding in merge(found)):
+    if all(outputs[0].keys() <= set(finding.modes) for finding in merge(found)):
         for view, out in zip(main, outputs, strict=True):
             found += probes.compare_modes(out, view)
     return Report(merge(found), notes)

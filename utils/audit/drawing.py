@@ -22,7 +22,8 @@ def plot_findings(report: Report) -> list[tuple[Axes, Axes]]:
         left.imshow(expected, cmap="cividis", vmin=0, vmax=1)
         left.set(title="expected", xlabel="token", ylabel="output")
         faintest = np.log10(10 * finding.noise + 1e-12)  # darkest: what is not seen
-        right.imshow(np.log10(measured.clip(min=1e-12)), cmap="cividis", vmin=faintest)
+        shades = np.log10(measured.clip(min=1e-12))
+        right.imshow(shades, cmap="cividis", vmin=faintest, vmax=max(shades.max(), faintest + 1))
         dead = finding.rule == "dead-connection"
         wrong = expected & (measured <= finding.noise) if dead else seen & ~expected
         outputs, tokens = np.nonzero(wrong)

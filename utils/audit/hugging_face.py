@@ -7,6 +7,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from utils.audit.audits import LENGTHS, audit_decoder, audit_encoder, audit_seq2seq
+from utils.audit.probes import MOST
 from utils.audit.report import Report
 
 SPECIAL = ("pad", "bos", "eos", "sep", "cls", "mask", "unk", "decoder_start", "image", "audio", "video")
@@ -19,10 +20,10 @@ def audit(
 
     `kind` is "decoder", "encoder" or "seq2seq", None = as the model's config and class say. `lengths` are sequence
     lengths in tokens, None = those of `audit_decoder` that the model has positions for. Further options go there too;
-    step=None leaves the cache out.
+    for a decoder step=None leaves the cache out.
 
-    Raises TypeError for a model without a config, ValueError for an unknown kind or a model with no output for each
-    token.
+    Raises TypeError for a model without a config, ValueError for an unknown kind, a model with no output for each
+    token, or one with too few positions.
     """
     config = getattr(model, "config", None)
     if not hasattr(config, "get_text_config"):
@@ -33,6 +34,8 @@ def audit(
     kind = kind or kind_of(model)
     text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None) or max(LENGTHS)
+    if 0 < longest < MOST:
+        raise ValueError(f"the model has {longest} positions; the audit needs {MOST}. Build it with more of them.")
     if lengths is None:
         # Some position tables lose rows to an offset, and the padding probes add up to 7 places to 6.
         lengths = [n for n in LENGTHS if n <= max(longest - 4, 1)] if longest > 0 else LENGTHS

@@ -14,6 +14,7 @@ from utils.audit.report import Finding
 
 MAX_TOKENS = 6000  # in one forward, so that long sequences fit into memory
 REAL, PADDING = 6, (1, 2, 7)  # sizes of the padding probes, in tokens
+MOST = REAL + max(PADDING)  # tokens that a model must take, whatever `lengths` are
 
 
 def change_tokens(bench: Bench, view: View) -> Iterator[Finding]:
@@ -257,7 +258,7 @@ def decode_with_cache(bench: Bench, view: View, step: Callable) -> Iterator[Find
             for size in chunks:
                 stop = start + size
                 out, cache = step(tokens[:, start:stop], valid[:, :stop], cache)
-                outputs.append(out.detach().double().flatten(2))
+                outputs.append(out.detach().double().reshape(*out.shape[:2], -1))
                 start = stop
             moved = (torch.cat(outputs, 1) - full)[valid].abs().nan_to_num(float("inf")).amax(-1).max().item()
             if moved > bench.limit:

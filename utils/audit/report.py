@@ -114,12 +114,11 @@ class Report(list[Finding]):
 
 
 def merge(findings: Iterable[Finding]) -> list[Finding]:
-    """One finding for each rule and place, with all its modes: the first example, the largest size."""
+    """One finding for each rule and place, with all its modes: the first example, as it was measured."""
     merged: dict[tuple[str, str], Finding] = {}
     for finding in findings:
         key = (finding.rule, finding.where.split(":")[0])
         known = merged.get(key, finding)
         modes = tuple(dict.fromkeys(known.modes + finding.modes))
-        strongest = max(known, finding, key=lambda one: one.size)
-        merged[key] = replace(known, modes=modes, size=strongest.size, noise=strongest.noise)
+        merged[key] = replace(known, modes=modes)
     return list(merged.values())

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from utils.corpora.tokens import EOS, SPECIAL_TOKENS
+from utils.corpora.tokens import SPECIAL_TOKENS, encode
 
 SPEAKERS = ["[USER]", "[BOT]"]  # pass them to train_tokenizer as `markers`
 USER, BOT = range(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + len(SPEAKERS))
@@ -13,10 +13,9 @@ USER, BOT = range(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + len(SPEAKERS))
 def encode_turns(tokenizer: Tokenizer, turns: Sequence[str]) -> list[list[int]]:
     """Token ids of each turn: [USER] or [BOT], the words, [EOS]. Turns alternate, and the user begins.
 
-    Text is lower-cased before it is read, so nobody can write a speaker token: "[BOT]" becomes plain words.
+    As in `encode`, nobody can write a speaker token: "[BOT]" becomes plain pieces.
     """
-    encodings = tokenizer.encode_batch([turn.lower() for turn in turns])
-    return [[(USER, BOT)[number % 2], *encoding.ids, EOS] for number, encoding in enumerate(encodings)]
+    return [[(USER, BOT)[number % 2], *ids] for number, ids in enumerate(encode(tokenizer, turns))]
 
 
 def dialogue_tokens(turns: Sequence[Sequence[int]]) -> tuple[list[int], list[bool]]:
@@ -35,18 +34,19 @@ def dialogue_windows(
     """Dialogues in windows of at most `limit` tokens: (texts, scored), as `BucketedTexts` wants them.
 
     A long dialogue is cut between turns. Each window but the first starts with turns of the last one, half a window
-    at most, which do not count again: so each turn of the bot counts once.
+    at most, which do not count again: so each turn of the bot counts once. Raises ValueError for a turn that is longer
+    than a window.
     """
     texts, scored = [], []
     for dialogue in dialogues:
         turns, new = encode_turns(tokenizer, dialogue), 0
         while new < len(turns):
-            history = latest(turns[:new], limit // 2)
+            history = latest(turns[:new], min(limit // 2, limit - len(turns[new])))
             size, end = sum(map(len, history)), new
             while end < len(turns) and (size := size + len(turns[end])) <= limit:
                 end += 1
             if end == new:
-                raise ValueError(f"a turn has {len(turns[new])} tokens; expected at most {limit // 2}, half a window.")
+                raise ValueError(f"a turn has {len(turns[new])} tokens; expected at most {limit}, a window.")
             ids, flags = dialogue_tokens([*history, *turns[new:end]])
             known = sum(map(len, history))
             texts.append(ids)

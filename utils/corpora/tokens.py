@@ -34,10 +34,12 @@ def encode(
 ) -> list[list[int]]:
     """Token ids of each line, [EOS] behind it and, if asked, [BOS] in front.
 
-    With `limit`, only the first `limit` pieces of a line are kept.
+    With `limit`, only the first `limit` pieces of a line are kept. Text is lower-cased before it is read, so nobody can
+    write a special token: "[EOS]" becomes plain pieces.
     """
     start = [BOS] if bos else []
-    return [start + encoding.ids[:limit] + [EOS] for encoding in tokenizer.encode_batch(list(lines))]
+    encodings = tokenizer.encode_batch([line.lower() for line in lines])
+    return [start + encoding.ids[:limit] + [EOS] for encoding in encodings]
 
 
 def pad(sequences: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
@@ -46,5 +48,6 @@ def pad(sequences: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B L"], Bool[Te
     The flags come from the lengths, never from comparing ids with PAD: so no token is lost if an id is used twice.
     """
     lengths = torch.tensor([len(sequence) for sequence in sequences])
-    tokens = pad_sequence([torch.tensor(sequence) for sequence in sequences], batch_first=True, padding_value=PAD)
+    rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
+    tokens = pad_sequence(rows, batch_first=True, padding_value=PAD)
     return tokens, torch.arange(tokens.shape[1]) < lengths[:, None]

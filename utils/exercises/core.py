@@ -253,9 +253,10 @@ def is_parts(value: Any) -> bool:
 def broadcast(want: Tensor, have: Tensor) -> tuple[Tensor, Tensor]:
     """Both masks as they meet the scores, so that [B, 1, 1, Lk] equals the squares that it stands for."""
     try:
-        return torch.broadcast_tensors(want, have)
+        shape = torch.broadcast_shapes(want.shape, have.shape)
     except RuntimeError:
         return want, have
+    return (want.expand(shape), have.expand(shape)) if 0 not in shape else (want, have)
 
 
 def kind(expected: Any, tensor: Tensor) -> str:
