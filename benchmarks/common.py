@@ -18,7 +18,17 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from utils.corpora import BucketedPairs, encode, train_tokenizer
-from utils.training import CHECKPOINTS, History, Loss, Model, load_checkpoint, save_checkpoint, seq2seq_loss, train
+from utils.training import (
+    CHECKPOINTS,
+    History,
+    Loss,
+    Model,
+    load_checkpoint,
+    save_checkpoint,
+    seq2seq_loss,
+    train,
+    write_text,
+)
 from utils.transformer import Transformer, TransformerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,6 +77,8 @@ def parsed(
     args = parser.parse_args()
     if args.evaluate and (args.full or args.save):
         parser.error("--evaluate scores the shipped model and trains none; leave out --full and --save.")
+    if args.save and args.save.suffix != ".safetensors":
+        parser.error(f"--save {args.save}: expected a name that ends in .safetensors.")
     if not args.full:
         return args
     if by:
@@ -198,5 +210,4 @@ def report(result: dict, path: Path | None) -> None:
     text = json.dumps(result, indent=2, ensure_ascii=False)
     print(text)
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_text(path, text + "\n")
