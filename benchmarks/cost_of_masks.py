@@ -34,6 +34,7 @@ Run = Callable[[], object]
 Batch = list[list[int]]  # rows, each with the lengths of the documents that stand in it one behind the other
 
 CUDA = torch.cuda.is_available()
+FLEX = CUDA and torch.cuda.get_device_capability() >= (8, 0)  # not compiled for older GPUs: pytorch issue 164813
 DEVICE = "cuda" if CUDA else "cpu"
 LENGTH, NUM_HEADS = (4096, 16) if CUDA else (2048, 2)
 DTYPE = torch.float16 if CUDA else torch.float32  # every GPU's fused kernels take float16
@@ -154,10 +155,13 @@ def flex_contestants(qkv: Tensor, *, back: int) -> dict[str, Run]:
 
 
 def flex_run(qkv: Tensor, rule: Callable[..., Tensor]) -> tuple[Run, BlockMask]:
-    """FlexAttention under a rule of (batch, head, query, key), compiled on a GPU, and the block mask of the rule."""
+    """FlexAttention under a rule of (batch, head, query, key), compiled on a GPU, and the block mask of the rule.
+
+    It is compiled for this very length; a kernel for any length would check its bounds in every block.
+    """
     length, device = qkv.shape[-2], qkv.device.type
     block_mask = create_block_mask(rule, None, None, length, length, device=device)
-    flex = torch.compile(flex_attention) if device == "cuda" else flex_attention
+    flex = torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention
     return partial(flex, *qkv, block_mask=block_mask), block_mask
 
 
@@ -379,9 +383,10 @@ def main() -> None:
     result["largest_tensor_bytes"] = {name: max(size for _, size in operations(run)) for name, run in masks.items()}
     result["growth_seconds"] = growth([args.length // 4, args.length // 2, args.length], back=args.back)
     result["padding"] = padding_result(lengths, args.max_tokens, args.row_len)
-    if CUDA:
-        flex = flex_contestants(qkv, back=args.back)
+    flex = flex_contestants(qkv, back=args.back) if FLEX else {}
+    if FLEX:
         result["flex_to_is_causal"] = rounded(ratios(measure(flex), "causal, is_causal"))
+    if CUDA:
         result["peak_bytes"] = {name: peak_bytes(run) for name, run in (masks | flex).items()}
     report(result, args.json)
 

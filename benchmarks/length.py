@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from common import report, surroundings
 from cost_of_masks import (
     CUDA,
+    FLEX,
     NUM_HEADS,
     Run,
     flex_run,
@@ -66,7 +67,7 @@ def contestants(qkv: Tensor, block: int) -> dict[str, tuple[Run, int]]:
     }
     result = {name: (partial(sdpa, attn_mask=mask), memory_bytes(mask)) for name, mask in dense.items()}
     result |= {name: (run, 0) for name, run in structured.items()}
-    return result | (flex(qkv, block) if device.type == "cuda" else {})
+    return result | (flex(qkv, block) if FLEX else {})
 
 
 def flex(qkv: Tensor, block: int) -> dict[str, tuple[Run, int]]:
@@ -95,6 +96,7 @@ def main() -> None:
     milliseconds: dict[str, dict[int, float]] = {}
     megabytes: dict[str, dict[int, float]] = {}
     for length in tqdm(args.lengths, desc="lengths"):
+        torch.compiler.reset()  # it compiles so many lengths only, and then runs what is slower without a word
         runs = contestants(random_qkv(length), args.block)
         for name, times in measure({name: run for name, (run, _) in runs.items()}).items():
             milliseconds.setdefault(name, {})[length] = round(1000 * min(times), 3)

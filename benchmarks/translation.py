@@ -11,7 +11,6 @@ lower-cased Moses tokens as in Wu et al. (2021). Choose settings with --split va
 
 import argparse
 import hashlib
-from collections.abc import Sequence
 from functools import partial
 
 from common import (
@@ -28,7 +27,6 @@ from common import (
 )
 from regularisation import LaterRDrop, ResegmentedPairs
 from tokenizers import Tokenizer
-from torch.optim.swa_utils import AveragedModel
 
 from utils.corpora import BucketedPairs, encode, load_multi30k, read_lines
 from utils.decoding import translate
@@ -61,13 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bpe-dropout", type=float, default=0.0, help="share of merges left out, anew in each epoch")
     parser.add_argument("--r-drop", type=float, default=0.0, help="weight of the divergence between two dropouts")
     parser.add_argument("--r-drop-from", type=int, default=0, help="epoch in which R-Drop begins")
-    parser.add_argument(
-        "--models", type=int, default=1, help="train so many, from --seed on; the mean of their weights is the model"
-    )
-    args = parsed(parser, "translation_{direction}", FULL, by="direction")
-    if args.models > 1 and not args.from_both_ways:
-        parser.error("--models: only models that began with the same weights have a mean; add --from-both-ways.")
-    return args
+    return parsed(parser, "translation_{direction}", FULL, by="direction")
 
 
 def regularised(
@@ -104,56 +96,11 @@ def training_texts(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     return sources, targets
 
 
-def nats(model: Transformer, tokenizer: Tokenizer, sides: dict[str, list[list[str]]]) -> dict:
-    """Mean cross-entropy of a target piece of each of these texts, without label smoothing."""
-    result = {}
-    for name, (sources, targets) in sides.items():
-        pairs = BucketedPairs(encode(tokenizer, sources), encode(tokenizer, targets, bos=True), max_tokens=4096)
-        result[name] = round(mean_loss(model, partial(seq2seq_loss, label_smoothing=0.0), pairs(0)), 3)
-    return {"nats": result}
-
-
-def runs(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The flags of each training: those of the command, or of several models with a seed and a state for each."""
-    settings = {name: value for name, value in vars(args).items() if name != "models"}
-    if args.models == 1:
-        return [argparse.Namespace(**settings)]
-    seeds = range(args.seed, args.seed + args.models)
-    states = [args.resume and args.resume.with_stem(f"{args.resume.stem}_{seed}") for seed in seeds]
-    return [argparse.Namespace(**settings | {"seed": s, "resume": r}) for s, r in zip(seeds, states, strict=True)]
-
-
-def train_models(args: argparse.Namespace, given: list[list[str]]) -> tuple[Transformer, Tokenizer, dict]:
-    """The model that the flags ask for, and its record; of several models the mean of their weights.
-
-    Such a mean is a good model if all began with the same trained weights (Wortsman et al., 2022).
-    """
-    texts, start = training_texts(args), load_checkpoint(BOTH_WAYS)[:2] if args.from_both_ways else None
-    sides = {f"train, {SAMPLE} pairs": [side[:SAMPLE] for side in texts], args.split: given}
-    found = []
-    for run in runs(args):
-        recipe = partial(regularised, args=run, texts=texts)
-        found.append(train_seq2seq(run, *texts, recipe=recipe, start=start))
-    for model, tokenizer, record in found:
-        record |= nats(model, tokenizer, sides)
-    if args.models == 1:
-        return found[0]
-    for model, tokenizer, record in found:
-        record["scores"] = scores(model, tokenizer, given, args)
-    models, tokenizers, records = zip(*found, strict=True)
-    mean = mean_weights(models)
-    record = {name: records[0][name] for name in ("parameters", "train_sha256")} | nats(mean, tokenizers[0], sides)
-    record["seed"] = [one["settings"]["seed"] for one in records]
-    record["minutes"] = round(sum(one["minutes"] for one in records), 2)
-    return mean, tokenizers[0], record | {"mean_of": records}
-
-
-def mean_weights(models: Sequence[Transformer]) -> Transformer:
-    """A model with the means of the weights of several."""
-    mean = AveragedModel(models[0])
-    for model in models:
-        mean.update_parameters(model)
-    return mean.module
+def nats(model: Transformer, tokenizer: Tokenizer, texts: list[list[str]]) -> float:
+    """Mean cross-entropy of a target piece without label smoothing."""
+    sources, targets = texts
+    pairs = BucketedPairs(encode(tokenizer, sources), encode(tokenizer, targets, bos=True), max_tokens=4096)
+    return round(mean_loss(model, partial(seq2seq_loss, label_smoothing=0.0), pairs(0)), 3)
 
 
 def scores(model: Transformer, tokenizer: Tokenizer, given: list[list[str]], args: argparse.Namespace) -> dict:
@@ -191,8 +138,12 @@ def main() -> None:
         result["trained_by"] = record["command"]
     else:
         given = load_multi30k(args.split, languages, folder=args.data)  # before the training: what is missing shows now
-        model, tokenizer, training = train_models(args, given)
+        texts, start = training_texts(args), load_checkpoint(BOTH_WAYS)[:2] if args.from_both_ways else None
+        recipe = partial(regularised, args=args, texts=texts)
+        model, tokenizer, training = train_seq2seq(args, *texts, recipe=recipe, start=start)
         result |= training
+        sides = {f"train, {SAMPLE} pairs": [side[:SAMPLE] for side in texts], args.split: given}
+        result["nats"] = {name: nats(model, tokenizer, side) for name, side in sides.items()}
     result["scored_on"] = "given files" if args.evaluate else f"{args.split}, {len(given[0])} pairs"
     score_and_save(result, model, tokenizer, args.save, partial(scores, given=given, args=args))
     report(result, args.json)

@@ -29,7 +29,7 @@ from utils.corpora import (
     train_tokenizer,
 )
 from utils.masks import causal_mask, local_mask
-from utils.training import language_loss, read_tensors, save_checkpoint, seq2seq_loss
+from utils.training import language_loss, seq2seq_loss
 from utils.transformer import DecoderOnly, Transformer, TransformerConfig
 
 SOURCES, TARGETS = number_words(300)
@@ -226,34 +226,6 @@ def test_a_training_begins_with_the_weights_of_another_model():
     assert_close(model.state_dict(), start.state_dict())
     with pytest.raises(ValueError, match="num_layers=7"):
         common.continued(start, replace(CONFIG, num_layers=7))
-
-
-def test_several_models_become_the_mean_of_their_weights(monkeypatch, tmp_path):
-    """Each with a seed and a state of its own, all from one start; the record holds the scores of each."""
-    start = Transformer(TransformerConfig(120, 128, d_ff=256, num_layers=2))
-    save_checkpoint(tmp_path / "start.safetensors", start, TOKENIZER, {})
-    monkeypatch.setattr(translation, "BOTH_WAYS", tmp_path / "start.safetensors")
-    monkeypatch.setattr(translation, "load_multi30k", lambda *_, **__: [SOURCES[:20], TARGETS[:20]])
-    files = {"--resume": "state.safetensors", "--save": "model.safetensors", "--json": "result.json"}
-    flags = [word for flag, name in files.items() for word in (flag, str(tmp_path / name))]
-    flags += ["--vocabulary", "120", "--minutes", "0.01", "--beam", "1", "--models", "2", "--seed", "3"]
-    monkeypatch.setattr(sys, "argv", ["translation.py", "--from-both-ways", *flags])
-    translation.main()
-    states = [read_tensors(tmp_path / f"state_{seed}.safetensors")[0] for seed in (3, 4)]
-    weights = read_tensors(tmp_path / "model.safetensors")[0]
-    both = {name: [state[f"model.{name}"] for state in states] for name in weights}
-    assert any(not torch.equal(one, other) for one, other in both.values())
-    assert_close(weights, {name: ((one + other) / 2).half() for name, (one, other) in both.items()})
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["seed"] == [one["settings"]["seed"] for one in result["mean_of"]] == [3, 4]
-    assert all("greedy" in one["scores"] for one in result["mean_of"])
-
-
-def test_models_that_began_apart_have_no_mean(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["translation.py", "--models", "2"])
-    with pytest.raises(SystemExit):
-        translation.arguments()
-    assert "add --from-both-ways" in capsys.readouterr().err
 
 
 def test_the_pixelcnn_sees_no_pixel_that_comes_later():

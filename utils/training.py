@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from utils.corpora import Seq2SeqBatch, TextBatch
@@ -24,6 +25,8 @@ from utils.transformer import DecoderOnly, Transformer, TransformerConfig, decod
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
 SECONDS_BETWEEN_SAVES = 60
+# Without cuDNN: it plans anew for each shape, and gradients under a mask were NaN (pytorch issue 196678).
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 Model = Transformer | DecoderOnly
 KINDS = {kind.__name__: kind for kind in (Transformer, DecoderOnly)}
@@ -239,7 +242,8 @@ def train(
         run.resume(Path(checkpoint))
     history, batches = run.history, run.batches(batches_of)
     started = saved = time.monotonic() - history.seconds
-    with tqdm(total=1.0, desc=description, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}") as bar:
+    bar = tqdm(total=1.0, desc=description, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
+    with bar, sdpa_kernel(KERNELS):
         while (share := history.steps / steps if steps else history.seconds / (60 * minutes)) < 1:
             run.step(loss_of, next(batches), learning_rate * min(share / warmup, (1 - share) / (1 - warmup)))
             history.seconds = time.monotonic() - started
