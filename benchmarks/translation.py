@@ -4,6 +4,7 @@
     python benchmarks/translation.py --direction en-de --full
     python benchmarks/translation.py --direction de-en --full
     python benchmarks/translation.py --direction en-de --evaluate my.en.gz my.de.gz
+    python benchmarks/translation.py --direction en-de --evaluate my.en.gz my.de.gz --together
 
 Without --data the corpus is downloaded. BLEU is counted in both usual ways: sacrebleu 13a lower-cased, and
 lower-cased Moses tokens as in Wu et al. (2021). Choose settings with --split val; test_2016_flickr is for the end.
@@ -11,6 +12,7 @@ lower-cased Moses tokens as in Wu et al. (2021). Choose settings with --split va
 
 import argparse
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 
 from common import (
@@ -35,6 +37,8 @@ from utils.training import CHECKPOINTS, Loss, load_checkpoint, mean_loss, seq2se
 from utils.transformer import Transformer
 
 BOTH_WAYS = CHECKPOINTS / "translation_de_en.safetensors"  # the shipped model that was trained both ways
+SECOND = CHECKPOINTS / "translation_en_de_second.safetensors"  # the one that --together adds
+Models = Transformer | Sequence[Transformer]  # several write together
 SAMPLE = 1500  # pairs of train on which the loss is counted after the training
 COMMON = {"layers": 3, "learning_rate": 4e-3}
 FULL = {
@@ -59,7 +63,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bpe-dropout", type=float, default=0.0, help="share of merges left out, anew in each epoch")
     parser.add_argument("--r-drop", type=float, default=0.0, help="weight of the divergence between two dropouts")
     parser.add_argument("--r-drop-from", type=int, default=0, help="epoch in which R-Drop begins")
-    return parsed(parser, "translation_{direction}", FULL, by="direction")
+    parser.add_argument("--together", action="store_true", help="score the two shipped models for en-de as one")
+    args = parsed(parser, "translation_{direction}", FULL, by="direction")
+    if args.together and (args.direction != "en-de" or not args.evaluate):
+        parser.error("--together: two models are shipped for en-de alone, to be scored; add --evaluate SRC TGT.")
+    return args
 
 
 def regularised(
@@ -103,7 +111,7 @@ def nats(model: Transformer, tokenizer: Tokenizer, texts: list[list[str]]) -> fl
     return round(mean_loss(model, partial(seq2seq_loss, label_smoothing=0.0), pairs(0)), 3)
 
 
-def scores(model: Transformer, tokenizer: Tokenizer, given: list[list[str]], args: argparse.Namespace) -> dict:
+def scores(model: Models, tokenizer: Tokenizer, given: list[list[str]], args: argparse.Namespace) -> dict:
     """BLEU in the direction asked for and, of a model trained both ways, also back."""
     there, back = args.direction.split("-")
     result = bleu(model, tokenizer, given, back, args)
@@ -112,9 +120,7 @@ def scores(model: Transformer, tokenizer: Tokenizer, given: list[list[str]], arg
     return result | {f"{back}-{there}": bleu(model, tokenizer, given[::-1], there, args)}
 
 
-def bleu(
-    model: Transformer, tokenizer: Tokenizer, given: list[list[str]], language: str, args: argparse.Namespace
-) -> dict:
+def bleu(model: Models, tokenizer: Tokenizer, given: list[list[str]], language: str, args: argparse.Namespace) -> dict:
     """BLEU of greedy and of beam search into `language`, both ways of counting."""
     (sources, targets), result = given, {}
     beam = f"beam {args.beam}, length penalty {args.length_penalty:g}"
@@ -127,26 +133,34 @@ def bleu(
     return result
 
 
+def evaluate(args: argparse.Namespace) -> dict:
+    """The scores of what is shipped on files of the reader's own, and how it was trained."""
+    files = [CHECKPOINTS / f"translation_{args.direction.replace('-', '_')}.safetensors"] + [SECOND] * args.together
+    models, tokenizers, records = zip(*map(load_checkpoint, files), strict=True)
+    given = [read_lines(path) for path in args.evaluate]
+    return {
+        "trained_by": [record["command"] for record in records],
+        "parameters": sum(weight.numel() for model in models for weight in model.parameters()),
+        "scored_on": "given files",
+        "scores": scores([model.to(DEVICE) for model in models], tokenizers[0], given, args),
+    }
+
+
 def main() -> None:
     args = arguments()
     languages = args.direction.split("-")
     result = {"task": f"Multi30k {args.direction}", "seed": args.seed} | surroundings()
     if args.evaluate:
-        shipped = CHECKPOINTS / f"translation_{args.direction.replace('-', '_')}.safetensors"
-        model, tokenizer, record = load_checkpoint(shipped)
-        given = [read_lines(path) for path in args.evaluate]
-        result["trained_by"] = record["command"]
-    else:
-        given = load_multi30k(args.split, languages, folder=args.data)  # before the training: what is missing shows now
-        texts, start = training_texts(args), load_checkpoint(BOTH_WAYS)[:2] if args.from_both_ways else None
-        recipe = partial(regularised, args=args, texts=texts)
-        model, tokenizer, training = train_seq2seq(args, *texts, recipe=recipe, start=start)
-        result |= training
-        sides = {f"train, {SAMPLE} pairs": [side[:SAMPLE] for side in texts], args.split: given}
-        result["nats"] = {name: nats(model, tokenizer, side) for name, side in sides.items()}
-    result["scored_on"] = "given files" if args.evaluate else f"{args.split}, {len(given[0])} pairs"
+        return report(result | evaluate(args), args.json)
+    given = load_multi30k(args.split, languages, folder=args.data)  # before the training: what is missing shows now
+    texts, start = training_texts(args), load_checkpoint(BOTH_WAYS)[:2] if args.from_both_ways else None
+    recipe = partial(regularised, args=args, texts=texts)
+    model, tokenizer, training = train_seq2seq(args, *texts, recipe=recipe, start=start)
+    sides = {f"train, {SAMPLE} pairs": [side[:SAMPLE] for side in texts], args.split: given}
+    result |= training | {"nats": {name: nats(model, tokenizer, side) for name, side in sides.items()}}
+    result["scored_on"] = f"{args.split}, {len(given[0])} pairs"
     score_and_save(result, model, tokenizer, args.save, partial(scores, given=given, args=args))
-    report(result, args.json)
+    return report(result, args.json)
 
 
 if __name__ == "__main__":

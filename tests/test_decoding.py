@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from utils.attention import KeyValueCache
 from utils.corpora import BOS, EOS, train_tokenizer
@@ -16,6 +17,7 @@ from utils.decoding import (
     sample,
     seq2seq_next_logits,
     summarize,
+    together,
     translate,
 )
 from utils.transformer import (
@@ -85,27 +87,37 @@ def test_the_scores_of_the_next_token_are_those_of_the_whole_forward(model):
     valid = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     tgt = torch.cat((torch.full((2, 1), BOS), torch.randint(4, 60, (2, 3))), dim=1)
     logits, _ = model(src, tgt, seq2seq_masks(valid, torch.ones_like(tgt, dtype=torch.bool)))
-    torch.testing.assert_close(seq2seq_next_logits(model, src, valid)(tgt), logits[:, -1])
+    assert_close(seq2seq_next_logits(model, src, valid)(tgt), logits[:, -1])
 
 
 def test_other_masks_take_the_place_of_the_right_ones(model):
     src, valid = torch.randint(4, 60, (2, 5)), torch.arange(5) < torch.tensor([[5], [3]])
     tgt, no_masks = torch.full((2, 1), BOS), Seq2SeqMasks(None, None, None)
     logits, _ = model(src, tgt, no_masks)
-    torch.testing.assert_close(
-        seq2seq_next_logits(model, src, valid, build_masks=lambda *_: no_masks)(tgt), logits[:, -1]
-    )
+    assert_close(seq2seq_next_logits(model, src, valid, build_masks=lambda *_: no_masks)(tgt), logits[:, -1])
     assert not torch.allclose(seq2seq_next_logits(model, src, valid)(tgt)[1], logits[1, -1])
+
+
+def test_models_that_write_together_go_by_the_mean_of_their_probabilities():
+    scorers, text = [table_model(seed) for seed in range(3)], torch.tensor([[BOS, 4], [BOS, 5]])
+    mean = sum(score(text).softmax(dim=-1) for score in scorers) / 3
+    assert_close(together(scorers)(text).softmax(dim=-1), mean)
+
+
+def test_a_model_and_itself_together_write_what_it_writes_alone(model):
+    lines = ["a man", "two dogs play in the sun"]
+    tokenizer = train_tokenizer(lines, 60)
+    assert translate([model, model], tokenizer, lines, beam_size=3) == translate(model, tokenizer, lines, beam_size=3)
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_a_line_is_translated_the_same_alone_and_in_a_batch(model, beam_size):
     lines = ["a man", "two dogs play in the sun", "a", "the man and the two dogs"]
     tokenizer = train_tokenizer(lines, 60)
-    together = translate(model, tokenizer, lines, beam_size=beam_size)
+    in_a_batch = translate(model, tokenizer, lines, beam_size=beam_size)
     alone = [translate(model, tokenizer, [line], beam_size=beam_size)[0] for line in lines]
-    assert together == alone
-    assert any(together)
+    assert in_a_batch == alone
+    assert any(in_a_batch)
 
 
 def test_a_summary_is_as_short_as_asked_and_repeats_no_pair(model):
@@ -179,7 +191,7 @@ def test_the_next_token_of_a_text_is_that_of_the_whole_forward():
     model = DecoderOnly(TransformerConfig(vocab_size=20, d_model=16, num_heads=2, d_ff=32, num_layers=2)).eval()
     tokens = torch.randint(4, 20, (2, 6))
     logits, _ = model(tokens, decoder_only_mask(torch.ones_like(tokens, dtype=torch.bool)))
-    torch.testing.assert_close(decoder_only_next_logits(model)(tokens[:, :4]), logits[:, 3])
+    assert_close(decoder_only_next_logits(model)(tokens[:, :4]), logits[:, 3])
 
 
 # --- with a cache and without ---
@@ -237,7 +249,7 @@ def test_prompts_padded_on_the_left_are_continued_the_same_with_the_cache(search
         partial(decoder_only_next_logits, model, valid, beam_size=beam_size), search, start, max_len
     )
     assert with_cache[0] == without[0]
-    torch.testing.assert_close(with_cache[1], without[1])
+    assert_close(with_cache[1], without[1])
 
 
 @pytest.mark.parametrize("search, beam_size", SEARCHES, ids=lambda value: getattr(value, "__name__", ""))
@@ -251,7 +263,7 @@ def test_sources_are_answered_the_same_with_the_cache(model, search, beam_size, 
         partial(seq2seq_next_logits, model, src, src_valid, beam_size=beam_size), search, start, max_len
     )
     assert with_cache[0] == without[0]
-    torch.testing.assert_close(with_cache[1], without[1])
+    assert_close(with_cache[1], without[1])
 
 
 def test_without_a_reordering_the_beams_go_wrong(monkeypatch):
@@ -280,9 +292,9 @@ def test_a_cached_function_still_depends_on_nothing_but_the_tokens():
     other = tokens.flip(1)
     swapped = tokens[[1, 0, 3, 2]]
     for asked in (tokens[:, :3], tokens[:, :5], tokens[:, :5], swapped[:, :7], other, tokens[:2, :3], tokens[:, :8]):
-        torch.testing.assert_close(cached(asked), anew(asked))
+        assert_close(cached(asked), anew(asked))
     tokens[:, 0] = (tokens[:, 0] + 1) % 30  # in the tensor that was asked about last
-    torch.testing.assert_close(cached(tokens), anew(tokens))
+    assert_close(cached(tokens), anew(tokens))
 
 
 def test_masks_that_are_not_causal_are_never_cached(model):
@@ -295,7 +307,7 @@ def test_masks_that_are_not_causal_are_never_cached(model):
     tgt = torch.randint(4, 60, (2, 4))
     for length in range(1, 5):
         logits, _ = model(src, tgt[:, :length], without_causality(valid, torch.ones(2, length, dtype=torch.bool)))
-        torch.testing.assert_close(next_logits(tgt[:, :length]), logits[:, -1])
+        assert_close(next_logits(tgt[:, :length]), logits[:, -1])
 
 
 @pytest.mark.usefixtures("raw_errors")

@@ -118,6 +118,11 @@ def no_repeated_ngrams(next_logits: NextLogits, n: int) -> NextLogits:
     return blocked
 
 
+def together(scorers: Sequence[NextLogits]) -> NextLogits:
+    """Several models write as one: each token is as likely as the mean of their probabilities says."""
+    return lambda tokens: torch.stack([score(tokens).float().log_softmax(dim=-1) for score in scorers]).logsumexp(dim=0)
+
+
 def _finished(tokens: Int[Tensor, "N L"], max_len: Int[Tensor, " N"], start_len: int) -> Bool[Tensor, " N"]:
     written = tokens[:, start_len:]
     return (written == EOS).any(dim=1) | (written.shape[1] >= max_len)
@@ -219,7 +224,7 @@ def decoder_only_next_logits(
 
 
 def translate(
-    model: Transformer,
+    model: Transformer | Sequence[Transformer],
     tokenizer: Tokenizer,
     lines: Sequence[str],
     *,
@@ -230,7 +235,7 @@ def translate(
     """Translate lines of text, in batches of similar length; `beam_size` 1 is greedy search.
 
     A translation has at most one and a half times as many tokens as its source, and ten. `length_penalty` is that of
-    `beam_search`.
+    `beam_search`. Several models, all with this tokenizer, write together.
     """
     ids = encode(tokenizer, lines)
     max_lens = [len(source) * 3 // 2 + 10 for source in ids]
@@ -261,7 +266,7 @@ def summarize(
 
 @torch.no_grad()
 def _write(
-    model: Transformer,
+    model: Transformer | Sequence[Transformer],
     tokenizer: Tokenizer,
     sources: list[list[int]],
     max_lens: list[int],
@@ -273,12 +278,14 @@ def _write(
     build_masks: BuildMasks = seq2seq_masks,
 ) -> list[str]:
     """What the model writes for each source, which has its own `max_lens`: no text depends on its batch."""
-    model.eval()
-    device, results = model.embedding.weight.device, [""] * len(sources)
+    models = [one.eval() for one in ([model] if isinstance(model, Transformer) else model)]
+    device, results = models[0].embedding.weight.device, [""] * len(sources)
     with tqdm(total=len(sources), desc="writing", leave=False) as bar:
         for group in buckets([len(source) for source in sources], max_tokens // beam_size):
             src, src_valid = (tensor.to(device) for tensor in pad([sources[index] for index in group]))
-            next_logits = seq2seq_next_logits(model, src, src_valid, beam_size=beam_size, build_masks=build_masks)
+            settings = {"beam_size": beam_size, "build_masks": build_masks}
+            scorers = [seq2seq_next_logits(one, src, src_valid, **settings) for one in models]
+            next_logits = together(scorers) if len(scorers) > 1 else scorers[0]
             if no_repeat:
                 next_logits = no_repeated_ngrams(next_logits, no_repeat)
             max_len = torch.tensor([max_lens[index] for index in group], device=device).repeat_interleave(beam_size)
