@@ -218,6 +218,13 @@ def test_translations_stand_beside_what_people_wrote(monkeypatch, tmp_path):
     assert calls == [5, 5]
 
 
+def test_two_models_are_there_to_be_scored_alone(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["translation.py", "--together"])
+    with pytest.raises(SystemExit):
+        translation.arguments()
+    assert "add --evaluate SRC TGT" in capsys.readouterr().err
+
+
 def test_a_training_begins_with_the_weights_of_another_model():
     """With another dropout, but in no other size."""
     start = Transformer(CONFIG)

@@ -278,7 +278,7 @@ def _write(
     build_masks: BuildMasks = seq2seq_masks,
 ) -> list[str]:
     """What the model writes for each source, which has its own `max_lens`: no text depends on its batch."""
-    models = [one.eval() for one in ([model] if isinstance(model, Transformer) else model)]
+    models = [one.eval() for one in ([model] if isinstance(model, torch.nn.Module) else model)]
     device, results = models[0].embedding.weight.device, [""] * len(sources)
     with tqdm(total=len(sources), desc="writing", leave=False) as bar:
         for group in buckets([len(source) for source in sources], max_tokens // beam_size):
