@@ -151,7 +151,8 @@ def main() -> None:
     languages = args.direction.split("-")
     result = {"task": f"Multi30k {args.direction}", "seed": args.seed} | surroundings()
     if args.evaluate:
-        return report(result | evaluate(args), args.json)
+        report(result | evaluate(args), args.json)
+        return
     given = load_multi30k(args.split, languages, folder=args.data)  # before the training: what is missing shows now
     texts, start = training_texts(args), load_checkpoint(BOTH_WAYS)[:2] if args.from_both_ways else None
     recipe = partial(regularised, args=args, texts=texts)
@@ -160,7 +161,7 @@ def main() -> None:
     result |= training | {"nats": {name: nats(model, tokenizer, side) for name, side in sides.items()}}
     result["scored_on"] = f"{args.split}, {len(given[0])} pairs"
     score_and_save(result, model, tokenizer, args.save, partial(scores, given=given, args=args))
-    return report(result, args.json)
+    report(result, args.json)
 
 
 if __name__ == "__main__":

@@ -280,10 +280,10 @@ def _write(
     """What the model writes for each source, which has its own `max_lens`: no text depends on its batch."""
     models = [one.eval() for one in ([model] if isinstance(model, torch.nn.Module) else model)]
     device, results = models[0].embedding.weight.device, [""] * len(sources)
+    settings = {"beam_size": beam_size, "build_masks": build_masks}
     with tqdm(total=len(sources), desc="writing", leave=False) as bar:
         for group in buckets([len(source) for source in sources], max_tokens // beam_size):
             src, src_valid = (tensor.to(device) for tensor in pad([sources[index] for index in group]))
-            settings = {"beam_size": beam_size, "build_masks": build_masks}
             scorers = [seq2seq_next_logits(one, src, src_valid, **settings) for one in models]
             next_logits = together(scorers) if len(scorers) > 1 else scorers[0]
             if no_repeat:
