@@ -1,8 +1,9 @@
-"""Two ways to make more of a small parallel corpus: new pieces in each epoch, and two dropouts that must agree."""
+"""Ways to make more of a small parallel corpus: new pieces in each epoch, two dropouts that agree, teachers."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -78,3 +79,19 @@ class LaterRDrop:
     def loss(self, model: Transformer, batch: Seq2SeqBatch) -> tuple[Tensor, int]:
         """The loss of the epoch that `batches` was asked for last."""
         return r_drop_loss(model, batch, weight=self.weight) if self.on else seq2seq_loss(model, batch)
+
+
+def distillation_loss(
+    model: Transformer, batch: Seq2SeqBatch, *, teachers: Sequence[Transformer]
+) -> tuple[Tensor, int]:
+    """Teacher forcing towards the mean of the probabilities of trained models, not towards the one right token.
+
+    Returns (loss, number of labels). Hinton et al. (2015); for translation word by word: Kim & Rush (2016).
+    """
+    valid = batch.tgt_valid[:, 1:]
+    masks = seq2seq_masks(batch.src_valid, batch.tgt_valid[:, :-1])
+    given = batch.src, batch.tgt[:, :-1], masks
+    with torch.no_grad():
+        taught = torch.stack([teacher(*given)[0][valid].softmax(dim=-1) for teacher in teachers]).mean(dim=0)  # [N, V]
+    logits, _ = model(*given)
+    return F.cross_entropy(logits[valid], taught), len(taught)

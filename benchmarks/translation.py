@@ -27,7 +27,7 @@ from common import (
     train_seq2seq,
     training_arguments,
 )
-from regularisation import LaterRDrop, ResegmentedPairs
+from regularisation import LaterRDrop, ResegmentedPairs, distillation_loss
 from tokenizers import Tokenizer
 
 from utils.corpora import BucketedPairs, encode, load_multi30k, read_lines
@@ -39,6 +39,7 @@ from utils.transformer import Transformer
 BOTH_WAYS = CHECKPOINTS / "translation_de_en.safetensors"  # the shipped model that was trained both ways
 SECOND = CHECKPOINTS / "translation_en_de_second.safetensors"  # the one that --together adds
 Models = Transformer | Sequence[Transformer]  # several write together
+SHIPPED = sorted(path.stem for path in CHECKPOINTS.glob("translation_*.safetensors"))
 SAMPLE = 1500  # pairs of train on which the loss is counted after the training
 COMMON = {"layers": 3, "learning_rate": 4e-3}
 FULL = {
@@ -54,7 +55,18 @@ def arguments() -> argparse.Namespace:
         "--both-ways", action="store_true", help="train each pair in both directions: which is meant, the source shows"
     )
     parser.add_argument(
-        "--from-both-ways", action="store_true", help="start with the weights of the shipped model trained both ways"
+        "--start",
+        metavar="NAME",
+        choices=SHIPPED,
+        help="start with the weights of a shipped model, say translation_de_en",
+    )
+    parser.add_argument(
+        "--teachers",
+        metavar="NAME",
+        choices=SHIPPED,
+        nargs="+",
+        default=[],
+        help="shipped models whose probabilities, their mean, take the place of the labels",
     )
     parser.add_argument(
         "--translated", action="store_true", help="train also on each side beside its translation by that model"
@@ -67,6 +79,8 @@ def arguments() -> argparse.Namespace:
     args = parsed(parser, "translation_{direction}", FULL, by="direction")
     if args.together and (args.direction != "en-de" or not args.evaluate):
         parser.error("--together: two models are shipped for en-de alone, to be scored; add --evaluate SRC TGT.")
+    if args.teachers and args.r_drop:
+        parser.error("--teachers and --r-drop are two losses; give one of them.")
     return args
 
 
@@ -76,10 +90,25 @@ def regularised(
     """The recipe: the regularisers that the flags ask for."""
     settings = {"dropout": args.bpe_dropout, "max_tokens": args.max_tokens, "seed": args.seed}
     batches = ResegmentedPairs(tokenizer, *texts, **settings) if args.bpe_dropout else pairs
+    if args.teachers:
+        return batches, partial(distillation_loss, teachers=[teacher(name, tokenizer) for name in args.teachers])
     if not args.r_drop:
         return batches, seq2seq_loss
     later = LaterRDrop(batches, first=args.r_drop_from, weight=args.r_drop)
     return later.batches, later.loss
+
+
+def shipped(name: str) -> tuple[Transformer, Tokenizer]:
+    """A shipped model, by the name of its file without the ending, and its tokenizer."""
+    return load_checkpoint(CHECKPOINTS / f"{name}.safetensors")[:2]
+
+
+def teacher(name: str, tokenizer: Tokenizer) -> Transformer:
+    """A shipped model to learn from; ValueError if its pieces are others."""
+    model, pieces = shipped(name)
+    if pieces.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"{name} reads other pieces than the model that it is to teach; give --start {name}.")
+    return model.to(DEVICE)
 
 
 def translated(lines: list[str]) -> list[str]:
@@ -154,7 +183,7 @@ def main() -> None:
         report(result | evaluate(args), args.json)
         return
     given = load_multi30k(args.split, languages, folder=args.data)  # before the training: what is missing shows now
-    texts, start = training_texts(args), load_checkpoint(BOTH_WAYS)[:2] if args.from_both_ways else None
+    texts, start = training_texts(args), shipped(args.start) if args.start else None
     recipe = partial(regularised, args=args, texts=texts)
     model, tokenizer, training = train_seq2seq(args, *texts, recipe=recipe, start=start)
     sides = {f"train, {SAMPLE} pairs": [side[:SAMPLE] for side in texts], args.split: given}

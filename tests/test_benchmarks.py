@@ -13,7 +13,8 @@ import training_speed
 import translation
 from dialogue import mail_windows
 from pixelcnn import PixelCNN, pixel_loss
-from regularisation import LaterRDrop, ResegmentedPairs, r_drop_loss
+from regularisation import LaterRDrop, ResegmentedPairs, distillation_loss, r_drop_loss
+from torch.nn.functional import kl_div
 from torch.testing import assert_close
 from window import window_loss, windowed
 
@@ -30,7 +31,7 @@ from utils.corpora import (
 )
 from utils.masks import causal_mask, local_mask
 from utils.training import language_loss, seq2seq_loss
-from utils.transformer import DecoderOnly, Transformer, TransformerConfig
+from utils.transformer import DecoderOnly, Transformer, TransformerConfig, seq2seq_masks
 
 SOURCES, TARGETS = number_words(300)
 TOKENIZER = train_tokenizer(SOURCES + TARGETS, 120)
@@ -76,9 +77,29 @@ def test_r_drop_adds_the_mean_of_both_divergences():
     torch.manual_seed(1)
     loss, _ = r_drop_loss(model, batch, weight=3.0)
     p, q = (side[batch.tgt_valid[:, 1:]].log_softmax(-1) for side in drawn[1].chunk(2))
-    both = sum(torch.nn.functional.kl_div(x, y, log_target=True, reduction="batchmean") for x, y in ((p, q), (q, p)))
+    both = sum(kl_div(x, y, log_target=True, reduction="batchmean") for x, y in ((p, q), (q, p)))
     assert both > 0.01
     assert_close(loss - plain, 3.0 * both / 2)
+
+
+def test_a_model_has_nothing_to_learn_from_itself():
+    torch.manual_seed(0)
+    model, batch = Transformer(CONFIG), some_batch()
+    loss, labels = distillation_loss(model, batch, teachers=[model])
+    loss.backward()
+    assert labels == int(batch.tgt_valid[:, 1:].sum())
+    assert max(weight.grad.abs().max() for weight in model.parameters()) < 1e-6
+
+
+def test_the_probabilities_of_teachers_are_averaged():
+    """Against one token after another, each with PyTorch's own divergence from the mean; padding does not count."""
+    torch.manual_seed(0)
+    (model, *teachers), batch = [Transformer(CONFIG) for _ in range(3)], some_batch()
+    masks, valid = seq2seq_masks(batch.src_valid, batch.tgt_valid[:, :-1]), batch.tgt_valid[:, 1:]
+    said, *taught = (each(batch.src, batch.tgt[:, :-1], masks)[0][valid].log_softmax(-1) for each in (model, *teachers))
+    means = (taught[0].exp() + taught[1].exp()) / 2
+    each = [kl_div(x, mean, reduction="sum") - (mean * mean.log()).sum() for x, mean in zip(said, means, strict=True)]
+    assert_close(distillation_loss(model, batch, teachers=teachers)[0], torch.stack(each).mean())
 
 
 def test_r_drop_begins_in_its_epoch():
