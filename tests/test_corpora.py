@@ -263,6 +263,16 @@ def test_bucketing_wastes_less_than_random_batches(pairs):
     assert padded < 0.7 * sum((~valid).sum().item() for valid in random)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_pairs_with_equally_long_sides_are_sorted_by_their_shorter_ones(swapped):
+    generator = torch.Generator().manual_seed(0)
+    sides = [[[5] * size for size in torch.randint(1, 12, (100,), generator=generator).tolist()], [[5] * 12] * 100]
+    batches = BucketedPairs(*(sides[::-1] if swapped else sides), max_tokens=64)(0)
+    sizes = [(batch.tgt_valid if swapped else batch.src_valid).sum(dim=1).tolist() for batch in batches]
+    ranges = sorted((min(of_batch), max(of_batch)) for of_batch in sizes)
+    assert all(before[1] <= after[0] for before, after in pairwise(ranges))
+
+
 def test_the_order_depends_on_seed_and_epoch_alone(pairs):
     first, again, other = (list(pairs(epoch)) for epoch in (0, 0, 1))
     assert all(torch.equal(a.src, b.src) for a, b in zip(first, again, strict=True))

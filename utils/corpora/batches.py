@@ -123,13 +123,20 @@ def _packed_row(
 class _Bucketed:
     """Items in length-bucketed batches: calling it with an epoch gives the batches of that epoch in their order.
 
-    The order depends only on `seed` and `epoch`, so that training can resume in the middle of an epoch.
+    Items of one length stand in the order of `ties`. The order of an epoch depends only on that, `seed` and `epoch`, so
+    that training can resume in the middle of it.
     """
 
     def __init__(
-        self, items: list[tuple], lengths: list[int], make_batch: Callable[..., Any], max_tokens: int, seed: int
+        self,
+        items: list[tuple],
+        lengths: list[int],
+        ties: list[int],
+        make_batch: Callable[..., Any],
+        max_tokens: int,
+        seed: int,
     ) -> None:
-        self.items, self.lengths, self.make_batch = items, lengths, make_batch
+        self.items, self.lengths, self.ties, self.make_batch = items, lengths, ties, make_batch
         self.max_tokens, self.seed = max_tokens, seed
 
     def __call__(self, epoch: int) -> Iterator[Any]:
@@ -137,6 +144,7 @@ class _Bucketed:
         shuffle = random.Random(f"{self.seed}-{epoch}")
         order = list(range(len(self.items)))
         shuffle.shuffle(order)  # sorting is stable: items of equal length meet other partners in each epoch
+        order.sort(key=self.ties.__getitem__)
         groups = list(buckets([self.lengths[index] for index in order], self.max_tokens))
         shuffle.shuffle(groups)
         for group in groups:
@@ -146,7 +154,8 @@ class _Bucketed:
 class BucketedPairs(_Bucketed):
     """Pairs for an encoder-decoder in length-bucketed batches: `pairs(epoch)` gives the batches of an epoch.
 
-    `sources` and `targets` are token ids; `max_tokens` bounds sentences times tokens on the longer side.
+    `sources` and `targets` are token ids; `max_tokens` bounds sentences times tokens on the longer side. Pairs whose
+    longer side is alike are sorted by their shorter one, so both sides hold little padding.
     """
 
     def __init__(self, sources: list[list[int]], targets: list[list[int]], *, max_tokens: int, seed: int = 0) -> None:
@@ -155,7 +164,10 @@ class BucketedPairs(_Bucketed):
         self.sources, self.targets = sources, targets
         pairs = list(zip(sources, targets, strict=True))
         lengths = [max(len(source), len(target)) for source, target in pairs]
-        super().__init__(pairs, lengths, seq2seq_batch, max_tokens, seed)
+        differences = (len(source) - len(target) for source, target in pairs)
+        # there and back again: a batch with the end of one length and the start of the next holds similar pairs, too
+        ties = [size if length % 2 else -size for size, length in zip(differences, lengths, strict=True)]
+        super().__init__(pairs, lengths, ties, seq2seq_batch, max_tokens, seed)
 
 
 class CopyingFirst:
@@ -193,4 +205,4 @@ class BucketedTexts(_Bucketed):
         if [len(text) for text in texts] != [len(flags) for flags in scored]:
             raise ValueError("texts and scored must have the same lengths: one flag for each token.")
         items = list(zip(texts, scored, strict=True))
-        super().__init__(items, [len(text) for text in texts], text_batch, max_tokens, seed)
+        super().__init__(items, [len(text) for text in texts], [0] * len(texts), text_batch, max_tokens, seed)
