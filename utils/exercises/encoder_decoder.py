@@ -109,7 +109,7 @@ def _tiny_model() -> Transformer:
     """An untrained model that leaves the random numbers of the reader as they are."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Transformer(TransformerConfig(12, d_model=8, num_heads=2, d_ff=16, num_layers=1, dropout=0.0)).eval()
+        return Transformer(TransformerConfig(30, d_model=8, num_heads=2, d_ff=16, num_layers=1, dropout=0.0)).eval()
 
 
 MODEL = _tiny_model()
