@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.audit import Report, audit_decoder, audit_encoder, audit_seq2seq, gallery
+from utils.conventions import to_additive
 from utils.masks import all_of, causal_mask, local_mask, padding_mask, prefix_mask
 from utils.transformer import DecoderOnly, Transformer, TransformerConfig, decoder_only_mask, seq2seq_masks
 
@@ -45,6 +46,48 @@ class RunningMean(gallery.Tiny):
         return x + (x * valid[..., None]).cumsum(1) / valid.cumsum(1).clamp(min=1)[..., None]
 
 
+class Additive(gallery.Tiny):
+    """A float32 mask that is added, in whatever type the model computes."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=to_additive(mask))
+
+
+class ReturnsFloat32(gallery.Tiny):
+    """Half precision inside, float32 outside."""
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        return super().forward(tokens, valid).float()
+
+
+class Autocast(gallery.Tiny):
+    """Parameters in float32, matrix products in bfloat16."""
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(tokens, valid).float()
+
+
+class Fading(gallery.Tiny):
+    """The past fades, as in a recurrent net: after 60 tokens it is below the rounding of float32."""
+
+    def mix(self, x: Tensor, valid: Tensor) -> Tensor:
+        place = torch.arange(x.shape[1])
+        decay = (0.7 ** (place[:, None] - place)).tril().to(x.dtype)  # [L, L]
+        return decay @ (x * valid[..., None])
+
+    def mask(self, valid: Tensor, layer: int) -> Tensor:
+        return all_of(local_mask(valid.shape[1], back=0), padding_mask(valid))
+
+
+class TakesNoPadding(gallery.TinyCached):
+    """A decoder that refuses padding."""
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        assert valid.all()
+        return super().forward(tokens, valid)
+
+
 class WithDropout(gallery.Tiny):
     """Dropout in two spellings: a module, and a rate that is passed to a function."""
 
@@ -70,8 +113,13 @@ def ours() -> Iterator[tuple[str, Callable[[], Report]]]:
         CausalConvolution,
         RunningMean,
         WithDropout,
+        Additive,
+        Autocast,
+        Fading,
     ):
         yield model.__name__, lambda model=model: model().audit()
+    yield "bfloat16 that returns float32", lambda: ReturnsFloat32().bfloat16().audit()
+    yield "without padding, with a cache", lambda: TakesNoPadding().audit(padded=False)
     yield "Tiny in bfloat16", lambda: gallery.Tiny().bfloat16().audit()
     yield "Tiny in float64", lambda: gallery.Tiny().double().audit()
     yield "Tiny without a module", lambda: audit_decoder(gallery.Tiny().eval(), vocab_size=VOCAB)

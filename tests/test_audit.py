@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from utils.audit import audit, audit_decoder, audit_encoder, gallery, lint_mask, plot_findings
 from utils.audit.bench import Mode, entered
 from utils.audit.gallery import PLANTED, VOCAB, Planted, Tiny, TinyEncoder
-from utils.masks import causal_mask, local_mask
+from utils.masks import causal_mask, local_mask, prefix_mask, segment_mask
 
 SHORT = (1, 2, 5, 8)
 pytestmark = [  # what PyTorch says about its own nested tensors
@@ -191,6 +191,14 @@ def test_a_mode_that_was_left_out_hides_no_difference():
     assert any("train mode left out" in note for note in report.notes)
 
 
+def test_a_bug_of_the_gradient_hides_no_difference_of_the_modes():
+    class Both(gallery.BlockedDiagonalInEval, gallery.NaNOverwritten):
+        pass
+
+    torch.manual_seed(0)
+    assert Both().audit(lengths=SHORT).rules == {"gradient-not-finite", "mode-difference"}
+
+
 def test_audit_of_something_else_points_to_the_other_audits():
     with pytest.raises(TypeError, match="audit_decoder, audit_encoder or audit_seq2seq"):
         audit(nn.Linear(2, 2))
@@ -236,6 +244,12 @@ def added(visible: Tensor, fill: float) -> Tensor:
         (added(CAUSAL, -torch.inf) * 0, {}, {"not-a-number"}),
         (CAUSAL.to(torch.uint8), {"kind": "boolean"}, {"wrong-dtype"}),
         (VALID, {}, {"wrong-axis"}),
+        (segment_mask(torch.tensor([0, 0, 1, 1]))[0, 0], {}, set()),
+        (prefix_mask(5, 2)[0, 0], {"causal": False}, set()),
+        (local_mask(4, back=2)[0, 0], {}, set()),
+        (added(local_mask(4, back=2)[0, 0], -torch.inf), {}, set()),
+        (local_mask(6, back=1, ahead=1)[0, 0], {}, set()),
+        (local_mask(6, back=2, ahead=1)[0, 0], {}, {"open-diagonal"}),
         (PER_SAMPLE.repeat(2, 1, 1), {"num_heads": 2}, {"head-order"}),
     ],
 )

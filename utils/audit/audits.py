@@ -155,13 +155,14 @@ def _audit(
     fixed = Bench(modes[0], torch.Generator().manual_seed(seed + 1))
     same = [fixed.draw(view, 2, 6) for view in main]
     every = torch.ones_like(same[0], dtype=torch.bool)
+    convertible = module
     if module is not None and not bears_double(lambda: main[0].forward(same[0], every), module):
-        modes = [mode for mode in modes if not mode.double]
+        convertible, modes = None, [mode for mode in modes if not mode.double]
         notes.append("float64 left out: the model does not give finite float64 outputs when it is converted.")
     # A small model is done before the delay, in seconds, is over.
     bar = tqdm(total=len(modes) * len(main), desc="mask audit", delay=10, leave=False)
     for mode in modes:
-        bench = Bench(mode, torch.Generator().manual_seed(seed))
+        bench = Bench(mode, torch.Generator().manual_seed(seed), convertible)
         with entered(mode, module):
             if not _settle(bench, views[mode.variant or ""], notes):
                 continue
@@ -173,8 +174,9 @@ def _audit(
         found += [] if mode.double else bench.bad
         notes += bench.notes
     bar.close()
-    # A finding that is not in every mode explains their difference already.
-    if all(outputs[0].keys() <= set(finding.modes) for finding in merge(found)):
+    # A finding that is not in every mode explains their difference already, if it could be in every mode.
+    telling = (finding for finding in merge(found) if finding.rule not in ("gradient-not-finite", "cache-difference"))
+    if all(outputs[0].keys() <= set(finding.modes) for finding in telling):
         for view, out in zip(main, outputs, strict=True):
             found += probes.compare_modes(out, view)
     return Report(merge(found), notes)
@@ -195,6 +197,8 @@ def _probe(bench: Bench, view: View, module: nn.Module | None, step: Callable | 
     if not any(finding.rule.startswith("padding") for finding in found):
         found += probes.mix_the_batch(bench, view)
     found += probes.starve(bench, view, module)
+    if not found:
+        found += probes.unpack(bench, view)
     if step is not None and not bench.mode.training:
         found += probes.decode_with_cache(bench, view, step)
     return found
@@ -227,6 +231,7 @@ def _packed_view(packed: Callable[[Tensor, Tensor], Tensor], main: View, device:
         leak_rule="packing-leak",
         lengths=(len(SEGMENTS), 5),
         padded=False,
+        packing=(packed, main.forward),
     )
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from utils.audit.report import Finding
@@ -35,6 +36,7 @@ class View:
     padded: bool = True  # is there a padding mask to be tested?
     gaps: bool = False  # may padding stand anywhere?
     empty: bool = True  # may a sample be nothing but padding?
+    packing: tuple[Forward, Forward] | None = None  # (tokens, segments) of packed documents, and one document alone
 
     def real(self, valid: Bool[Tensor, " L"]) -> Tensor:
         """Which outputs count, Bool[Lq]: those of real tokens; all, when the outputs belong to other tokens."""
@@ -69,6 +71,8 @@ def entered(mode: Mode, module: nn.Module | None) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng())
         stack.enter_context(torch.set_grad_enabled(mode.grad))
+        if mode.double:  # the fused kernel of the CPU misreads a float32 mask that comes with float64 queries
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if module is not None:
             for owner in module.modules():
                 stack.callback(setattr, owner, "training", owner.training)
@@ -112,12 +116,26 @@ class EmbeddingTap(TorchFunctionMode):
         return out
 
 
+class PrecisionWatch(TorchFunctionMode):
+    """Note the coarsest rounding among the results inside a model: under autocast its output may hide it."""
+
+    eps = 0.0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Pass every call on and look at what comes back."""
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.is_floating_point():
+            self.eps = max(self.eps, torch.finfo(out.dtype).eps)
+        return out
+
+
 @dataclass
 class Bench:
     """What the probes share in one mode: random tokens, runs of the model, and the noise to judge them by."""
 
     mode: Mode
     generator: torch.Generator
+    convertible: nn.Module | None = None  # the module, if it can be run in float64
     noise: float = 0.0
     eps: float = 0.0
     bad: list[Finding] = field(default_factory=list)
@@ -168,6 +186,11 @@ class Bench:
             )
         return out.flatten(2) if out.ndim > 2 else out.unsqueeze(2)
 
+    def doubled(self) -> "Bench":
+        """The same model in float64, to be run inside of `entered(bench.mode, bench.convertible)`."""
+        mode, eps = replace(self.mode, double=True), torch.finfo(torch.float64).eps
+        return replace(self, mode=mode, noise=self.noise * eps / self.eps, eps=eps, bad=[])
+
     def measure_noise(self, view: View) -> float:
         """Set `noise`: how much another batch size moves the output; at least one rounding.
 
@@ -176,8 +199,10 @@ class Bench:
         tokens = self.draw(view, 1, view.lengths[len(view.lengths) // 2])
         many = tokens.repeat(7, 1)
         valid = torch.ones_like(many, dtype=torch.bool)
-        outputs = self.raw(view, many, valid).detach()
-        self.eps = torch.finfo(outputs.dtype).eps
+        with PrecisionWatch() as watch:
+            outputs = self.raw(view, many, valid).detach()
+        # A model in float64 may hold a float32 mask, which does not round its outputs.
+        self.eps = torch.finfo(outputs.dtype).eps if self.mode.double else watch.eps
         alone, first = self.run(view, tokens), outputs.double().nan_to_num(0, 0, 0)
         scale = first.abs().max().item()
         # What moves far more than rounding does is a bug of its own, and must not hide behind the noise it makes.

@@ -634,10 +634,26 @@ class ChunkSeesAhead(TinyCached):
         return padding_mask(valid)
 
 
+@planted("cache-difference", source="a rolling cache that is shorter than what the model sees")
+class CacheForgets(TinyCached):
+    """the cache keeps 12 tokens and the full pass sees all"""
+
+    def step_mask(self, valid, new):
+        return super().step_mask(valid, new) & (torch.arange(valid.shape[1]) >= valid.shape[1] - new - 12)
+
+
 class TinyPacked(Tiny):
     """A correct decoder that takes documents packed into one row."""
 
     segments: Tensor | None = None
+
+    def positions(self, valid: Tensor) -> Tensor:
+        """0, 1, 2, … in each document."""
+        if self.segments is None:
+            return super().positions(valid)
+        place = torch.arange(valid.shape[1])
+        same = self.segments[:, :, None] == self.segments[:, None]  # [B, L, L]
+        return place - same.int().argmax(dim=-1)  # the first place of the own document
 
     def mask(self, valid: Tensor, layer: int) -> Tensor:
         """Causal, padding, and each document for itself."""
@@ -662,6 +678,23 @@ class PositionsResetOnly(TinyPacked):
 
     def mask(self, valid, layer):
         return Tiny.mask(self, valid, layer)
+
+
+@planted("packing-difference")
+class PositionsCountOn(TinyPacked):
+    """packed documents: a mask separates them, and positions count on over the row"""
+
+    def positions(self, valid):
+        return Tiny.positions(self, valid)
+
+
+@planted("packing-difference", source="FirstSampleForAll, with packed documents")
+class FirstRowForAll(TinyPacked):
+    """the boundaries of the first row serve the whole batch"""
+
+    def mask(self, valid, layer):
+        mask = Tiny.mask(self, valid, layer)
+        return mask if self.segments is None else all_of(mask, segment_mask(self.segments[:1]))
 
 
 # --- Encoder and decoder ----------------------------------------------------------------------------------------

@@ -101,7 +101,8 @@ def _check_rows(visible: Tensor, causal: bool | None) -> Iterator[Finding]:
             "dead-rows", f"{int(dead.sum())} of {dead.numel()} rows, the first at {dead.nonzero()[0].tolist()}"
         )
     band = seen & later.triu(keys - queries + 2)
-    looks_causal = queries > 1 and keys > 1 and not band.any() and not seen.all()
+    both_ways = queries == keys and torch.equal(seen, seen.T)  # a window that looks ahead as far as back
+    looks_causal = queries > 1 and keys > 1 and not band.any() and not seen.all() and not both_ways
     if not (causal if causal is not None else looks_causal) or queries == 1:
         return
     diagonal = seen.diagonal(keys - queries)
@@ -125,11 +126,16 @@ def _check_axes(visible: Tensor, kind: str, num_heads: int | None) -> Iterator[F
 
 
 def _looks_like_flags(visible: Tensor) -> bool:
-    """Is every row one run of real tokens that touches an end, and not a triangle or the same for all?"""
+    """Is every row one run of real tokens that touches an end, and not a triangle or the same for all?
+
+    Windows, documents and prefixes have such rows too, but there every token sees itself.
+    """
     steps = (visible[:, 1:] != visible[:, :-1]).sum(-1)
     triangle = torch.ones_like(visible)
     known = [triangle.tril(k) for k in (-1, 0, 1)] + [triangle.triu(k) for k in (-1, 0, 1)]
     if visible.shape[0] < 2 or any(torch.equal(visible, one) for one in known) or (visible == visible[:1]).all():
+        return False
+    if visible.shape[0] == visible.shape[1] and visible.diagonal().all():
         return False
     return bool((steps <= 1).all()) and not (visible[:, 0].all() and (visible.sum(-1).diff() > 0).all())
 

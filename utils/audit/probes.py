@@ -4,12 +4,13 @@ Every probe compares two runs that a correct model cannot tell apart, or two inp
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from utils.audit.bench import FACTOR, Bench, EmbeddingTap, View
+from utils.audit.bench import FACTOR, Bench, EmbeddingTap, View, entered
 from utils.audit.report import Finding
 
 MAX_TOKENS = 6000  # in one forward, so that long sequences fit into memory
@@ -55,8 +56,13 @@ def _judge(bench: Bench, view: View, length: int, measured: Tensor, setting: str
     dead = allowed & (measured <= bench.noise)
     if bench.eps > 1e-4 or not dead.any():  # half precision rounds a small influence away
         return
+    side = setting.rsplit(" ")[-1] or None
     for _ in range(2):  # two tokens may happen to mean the same to a model: ask again
-        dead &= _influence(bench, view, length, setting.rsplit(" ")[-1] or None) <= bench.noise
+        dead &= _influence(bench, view, length, side) <= bench.noise
+    if bench.convertible is not None and dead.any():  # what has faded over many steps is still there in float64
+        exact = bench.doubled()
+        with entered(exact.mode, exact.convertible):
+            dead &= _influence(exact, view, length, side) <= exact.noise
     if dead.any():
         query, key = dead.nonzero()[0].tolist()
         where = f"{view.name}: output {query} never sees token {key}{_of(dead, length)}{setting}"
@@ -246,14 +252,18 @@ def decode_with_cache(bench: Bench, view: View, step: Callable) -> Iterator[Find
 
     Padding on the left comes with the first chunk, as a prompt does: no one decodes padding step by step.
     """
-    for side in (None, *(s for s in view.sides if s == "left")):
-        tokens = bench.draw(view, 2, 11)
-        valid = torch.ones_like(tokens, dtype=torch.bool)
-        if side:
-            valid[0, :3] = False
-        full = bench.run(view, tokens, valid)
+    longest = max(view.lengths)
+    for side in (None, *(s for s in view.sides if s == "left" and view.padded)):
         first = [4] if side else [1] * 4
-        for name, chunks in {"token by token": first + [1] * 7, "in chunks of 5, 4 and 2": [5, 4, 2]}.items():
+        ways = {"token by token": first + [1] * 7, "in chunks of 5, 4 and 2": [5, 4, 2]}
+        if longest > 11:  # a cache that forgets, or a buffer that overflows
+            ways[f"a prompt of {longest - 3} and three tokens"] = [longest - 3, 1, 1, 1]
+        for name, chunks in ways.items():
+            tokens = bench.draw(view, 2, sum(chunks))
+            valid = torch.ones_like(tokens, dtype=torch.bool)
+            if side:
+                valid[0, :3] = False
+            full = bench.run(view, tokens, valid)
             outputs, cache, start = [], None, 0
             for size in chunks:
                 stop = start + size
@@ -264,6 +274,25 @@ def decode_with_cache(bench: Bench, view: View, step: Callable) -> Iterator[Find
             if moved > bench.limit:
                 where = f"{view.name}: decoding {name}{', padded on the left' if side else ''}, against the full pass"
                 yield Finding("cache-difference", where, moved, bench.noise, (bench.mode.name,))
+
+
+def unpack(bench: Bench, view: View) -> Iterator[Finding]:
+    """Pack documents into rows with different boundaries: each must come out as it does alone."""
+    if view.packing is None:
+        return
+    packed, alone = view.packing
+    rows = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2], [0, 0, 1, 1, 1, 1, 2, 2, 2]], device=view.ids.device)
+    tokens = bench.draw(view, *rows.shape)
+    together = bench.run(replace(view, forward=lambda tokens, valid: packed(tokens, rows)), tokens)
+    for row, document in ((row, document) for row in range(len(rows)) for document in range(3)):
+        own = rows[row] == document
+        moved = (
+            (bench.run(replace(view, forward=alone), tokens[row : row + 1, own])[0] - together[row, own]).abs().max()
+        )
+        if moved > bench.limit:
+            where = f"{view.name}: document {document} of row {row}, against the same document alone"
+            yield Finding("packing-difference", where, moved.item(), bench.noise, (bench.mode.name,))
+            return
 
 
 def reference(bench: Bench, view: View, tokens: Tensor) -> Float[Tensor, "B L D"]:

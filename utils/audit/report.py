@@ -43,6 +43,8 @@ RULES = {
     "packing-leak": "Documents packed into one row see one another. "
     "Usual cause: positions start again at each document and no mask separates them. "
     "Seen in: trl issues 1230, 3067; nanoVLM PR 204.",
+    "packing-difference": "A document packed into a row is not read as it is alone, though it sees no other. "
+    "Usual cause: positions that count on over the row, or the boundaries of another row.",
     "inverted-polarity": "The mask allows what it should block. Usual cause: True means 'may attend' in "
     "scaled_dot_product_attention and 'blocked' in nn.MultiheadAttention. Seen in: rasbt/LLMs-from-scratch issue 1061.",
     "dead-rows": "Some queries see no key: depending on the kernel they give 0, a mean over everything, or NaN. "
