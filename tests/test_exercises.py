@@ -222,6 +222,12 @@ def test_an_answer_of_several_parts_is_compared_part_by_part():
     assert "In part 2 of the answer:\nexpected [2]\ngot      [1]" in exercise.feedback(lambda x: (x, x.clone()))
 
 
+def test_true_and_false_may_stand_for_one_and_zero():
+    exercise = Exercise(task="True or false, twice?", solution=[0, 1], mistakes={})
+    assert exercise.feedback([False, True]) == "✓ Right."
+    assert "expected 0, got 1" in exercise.feedback([True, True])
+
+
 def test_the_random_numbers_of_the_reader_stay_as_they_are():
     torch.manual_seed(0)
     expected = torch.rand(1)

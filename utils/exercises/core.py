@@ -127,6 +127,8 @@ def difference(expected: Any, got: Any, *, tolerance: float = 0.0, hide: bool = 
     want, have = to_tensor(expected), to_tensor(got)
     if want is None:
         return _compare_others(expected, got)
+    if have is not None and isinstance(expected, list) and have.dtype == torch.bool != want.dtype:
+        have = have.to(want.dtype)  # True and False for 1 and 0
     if have is not None and is_mask(want) and is_mask(have):
         want, have = broadcast(want, have)
     if have is None or kind(expected, want) != kind(expected, have) or want.shape != have.shape:
