@@ -191,6 +191,22 @@ def test_a_mode_that_was_left_out_hides_no_difference():
     assert any("train mode left out" in note for note in report.notes)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of the compiler itself
+@pytest.mark.parametrize(("is_causal", "rules"), [(True, set()), (False, {"future-leak"})])
+def test_a_compiled_model_is_audited_like_any_other(is_causal: bool, rules: set[str]):
+    class Plain(nn.Module):  # nothing of ours, which the type checks of the tests would keep from being compiled
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(VOCAB, 8)
+
+        def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
+            x = self.embedding(tokens)[:, None]
+            return (x + nn.functional.scaled_dot_product_attention(x, x, x, is_causal=is_causal))[:, 0]
+
+    model = torch.compile(Plain(), backend="eager", dynamic=True)
+    assert audit_decoder(model, vocab_size=VOCAB, module=model, lengths=(2, 5), padded=False).rules == rules
+
+
 def test_a_bug_of_the_gradient_hides_no_difference_of_the_modes():
     class Both(gallery.BlockedDiagonalInEval, gallery.NaNOverwritten):
         pass
