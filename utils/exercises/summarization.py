@@ -44,18 +44,21 @@ check_two_scores = Exercise(
 
 def fooled(write: Write, dialogue: str, word: str, others: Sequence[str]) -> int:
     """How many of `others`, in the place of `word`, change the summary."""
-    original, *changed = write([dialogue, *(dialogue.replace(word, other) for other in others)])
+    original, *changed = write([dialogue, *(re.sub(rf"\b{word}\b", other, dialogue) for other in others)])
     return sum(text != original for text in changed)
+
+
+ANY_PLACE = rf"\b(?:{'|'.join(PLACES)})\b"
 
 
 def last_place(texts: Sequence[str]) -> list[str]:
     """A summary with the place that is named last, accepted or not."""
-    return [f"they meet in the {re.findall('|'.join(PLACES), text)[-1]}." for text in texts]
+    return [f"they meet in the {re.findall(ANY_PLACE, text)[-1]}." for text in texts]
 
 
 def first_place(texts: Sequence[str]) -> list[str]:
     """A summary with the place that is named first; right if all changes are refused."""
-    return [f"they meet in the {re.findall('|'.join(PLACES), text)[0]}." for text in texts]
+    return [f"they meet in the {re.findall(ANY_PLACE, text)[0]}." for text in texts]
 
 
 def afraid_of_long_words(texts: Sequence[str]) -> list[str]:
@@ -67,7 +70,12 @@ REFUSED = "anna: shall we meet in the park? ben: fine. anna: or in the {}? ben: 
 
 
 def _changed(write: Write, dialogue: str, word: str, others: Sequence[str]) -> list[str]:
-    return write([dialogue.replace(word, other) for other in others])
+    return write([re.sub(rf"\b{word}\b", other, dialogue) for other in others])
+
+
+def _fooled_inside_words(write: Write, dialogue: str, word: str, others: Sequence[str]) -> int:
+    original, *changed = write([dialogue, *(dialogue.replace(word, other) for other in others)])
+    return sum(text != original for text in changed)
 
 
 check_fooled = Exercise(
@@ -86,6 +94,9 @@ check_fooled = Exercise(
         "Different summaries counted: two other words may give the same wrong summary, and one of all may be the "
         "right one. Compare each with the summary of the unchanged dialogue.": lambda write, dialogue, word, others: (
             len(set(_changed(write, dialogue, word, others)))
+        ),
+        'A part of a word exchanged: "hall" also stands inside "shall". Exchange whole words only.': (
+            _fooled_inside_words
         ),
         "The steady ones counted: you counted the words that change nothing.": lambda write, dialogue, word, others: (
             len(others) - fooled(write, dialogue, word, others)
