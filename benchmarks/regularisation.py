@@ -1,4 +1,4 @@
-"""Ways to make more of a small parallel corpus: new pieces in each epoch, two dropouts that agree, teachers."""
+"""Ways to make more of a small parallel corpus: other pieces in each epoch, hidden tokens, agreement, teachers."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from utils.corpora import BucketedPairs, Seq2SeqBatch, encode
-from utils.training import seq2seq_loss
+from utils.corpora import BOS, EOS, UNK, BucketedPairs, Seq2SeqBatch, encode
+from utils.training import seq2seq_loss, token_loss
 from utils.transformer import Transformer, seq2seq_masks
 
 
@@ -38,6 +38,24 @@ class ResegmentedPairs:
         sides = encode(self.tokenizer, self.sources), encode(self.tokenizer, self.targets, bos=True)
         self.tokenizer.model.dropout = None
         return BucketedPairs(*sides, max_tokens=self.max_tokens, seed=self.seed)(epoch)
+
+
+def hiding_loss(model: Transformer, batch: Seq2SeqBatch, *, share: float) -> tuple[Tensor, int]:
+    """Teacher forcing in which the model reads [UNK] in place of a random share of the tokens; the labels stay.
+
+    Returns (loss, number of labels). Word dropout on both sides, as in Sennrich & Zhang (2019), but for the vector:
+    theirs is zero, the one of [UNK] is learned.
+    """
+    masks = seq2seq_masks(batch.src_valid, batch.tgt_valid[:, :-1])
+    labels, valid = batch.tgt[:, 1:], batch.tgt_valid[:, 1:]
+    logits, _ = model(hidden(batch.src, share), hidden(batch.tgt[:, :-1], share), masks)
+    return token_loss(logits, labels, valid, label_smoothing=0.1), int(valid.sum())
+
+
+def hidden(tokens: Tensor, share: float) -> Tensor:
+    """Token ids with [UNK] in place of a random share of them; [BOS] and [EOS] stay."""
+    drawn = torch.rand(tokens.shape, device=tokens.device) < share
+    return tokens.masked_fill(drawn & (tokens != BOS) & (tokens != EOS), UNK)
 
 
 def r_drop_loss(

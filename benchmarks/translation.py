@@ -27,7 +27,7 @@ from common import (
     train_seq2seq,
     training_arguments,
 )
-from regularisation import LaterRDrop, ResegmentedPairs, distillation_loss
+from regularisation import LaterRDrop, ResegmentedPairs, distillation_loss, hiding_loss
 from tokenizers import Tokenizer
 
 from utils.corpora import BucketedPairs, encode, load_multi30k, read_lines
@@ -73,14 +73,15 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--length-penalty", type=float, default=1.0, help="of beam search; above 1: longer sentences")
     parser.add_argument("--bpe-dropout", type=float, default=0.0, help="share of merges left out, anew in each epoch")
+    parser.add_argument("--hide", type=float, default=0.0, help="share of tokens that the model reads as [UNK]")
     parser.add_argument("--r-drop", type=float, default=0.0, help="weight of the divergence between two dropouts")
     parser.add_argument("--r-drop-from", type=int, default=0, help="epoch in which R-Drop begins")
     parser.add_argument("--together", action="store_true", help="score the two shipped models for en-de as one")
     args = parsed(parser, "translation_{direction}", FULL, by="direction")
     if args.together and (args.direction != "en-de" or not args.evaluate):
         parser.error("--together: two models are shipped for en-de alone, to be scored; add --evaluate SRC TGT.")
-    if args.teachers and args.r_drop:
-        parser.error("--teachers and --r-drop are two losses; give one of them.")
+    if sum(map(bool, (args.teachers, args.hide, args.r_drop))) > 1:
+        parser.error("--teachers, --hide and --r-drop are different losses; give one of them.")
     return args
 
 
@@ -92,6 +93,8 @@ def regularised(
     batches = ResegmentedPairs(tokenizer, *texts, **settings) if args.bpe_dropout else pairs
     if args.teachers:
         return batches, partial(distillation_loss, teachers=[teacher(name, tokenizer) for name in args.teachers])
+    if args.hide:
+        return batches, partial(hiding_loss, share=args.hide)
     if not args.r_drop:
         return batches, seq2seq_loss
     later = LaterRDrop(batches, first=args.r_drop_from, weight=args.r_drop)

@@ -13,7 +13,7 @@ import training_speed
 import translation
 from dialogue import mail_windows
 from pixelcnn import PixelCNN, pixel_loss
-from regularisation import LaterRDrop, ResegmentedPairs, distillation_loss, r_drop_loss
+from regularisation import LaterRDrop, ResegmentedPairs, distillation_loss, hidden, hiding_loss, r_drop_loss
 from torch.nn.functional import kl_div
 from torch.testing import assert_close
 from window import window_loss, windowed
@@ -21,8 +21,10 @@ from window import window_loss, windowed
 from utils.corpora import (
     BOS,
     EOS,
+    UNK,
     ImageBatches,
     Images,
+    Seq2SeqBatch,
     TextBatch,
     image_tokens,
     number_words,
@@ -30,7 +32,7 @@ from utils.corpora import (
     train_tokenizer,
 )
 from utils.masks import causal_mask, local_mask
-from utils.training import language_loss, seq2seq_loss
+from utils.training import language_loss, seq2seq_loss, token_loss
 from utils.transformer import DecoderOnly, Transformer, TransformerConfig, seq2seq_masks
 
 SOURCES, TARGETS = number_words(300)
@@ -55,6 +57,29 @@ def test_outside_an_epoch_no_merge_is_left_out():
     expected = TOKENIZER.encode(TARGETS[-1]).ids
     next(ResegmentedPairs(TOKENIZER, SOURCES, TARGETS, dropout=0.9, max_tokens=200, seed=0)(0))
     assert all(TOKENIZER.encode(TARGETS[-1]).ids == expected for _ in range(5))
+
+
+def test_the_asked_share_of_tokens_is_hidden():
+    torch.manual_seed(0)
+    tokens = torch.arange(5).repeat(4000, 1)
+    hid = hidden(tokens, 0.3)
+    shares = (hid != tokens).float().mean(dim=0)
+    changes = (hid == tokens) | (hid == UNK)
+    assert changes.all()
+    assert shares[[BOS, EOS]].sum() == 0
+    assert abs(float(shares[4]) - 0.3) < 0.03
+
+
+def test_what_is_hidden_stays_a_label():
+    """With every token hidden, the loss is that of the same labels after sources and targets of [UNK] alone."""
+    torch.manual_seed(0)
+    model, batch = Transformer(CONFIG), some_batch()
+    assert_close(hiding_loss(model, batch, share=0.0), seq2seq_loss(model, batch))
+    blind = Seq2SeqBatch(hidden(batch.src, 1.0), batch.src_valid, hidden(batch.tgt, 1.0), batch.tgt_valid)
+    masks = seq2seq_masks(batch.src_valid, batch.tgt_valid[:, :-1])
+    logits, _ = model(blind.src, blind.tgt[:, :-1], masks)
+    expected = token_loss(logits, batch.tgt[:, 1:], batch.tgt_valid[:, 1:], label_smoothing=0.1)
+    assert_close(hiding_loss(model, batch, share=1.0)[0], expected)
 
 
 def test_without_dropout_r_drop_is_the_plain_loss():
