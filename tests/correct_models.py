@@ -80,6 +80,20 @@ class Fading(gallery.Tiny):
         return all_of(local_mask(valid.shape[1], back=0), padding_mask(valid))
 
 
+class Float32Attention(gallery.Tiny):
+    """Attention in float32, whatever the rest computes in."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        return gallery.naive_attention(query.float(), key.float(), value.float(), mask, -1e30).to(query.dtype)
+
+
+class WritesIntoPadding(gallery.Tiny):
+    """Puts a token of its own at the padding, in place."""
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        return super().forward(tokens.masked_fill_(~valid, 0), valid)
+
+
 class TakesNoPadding(gallery.TinyCached):
     """A decoder that refuses padding."""
 
@@ -89,7 +103,7 @@ class TakesNoPadding(gallery.TinyCached):
 
 
 class WithDropout(gallery.Tiny):
-    """Dropout in two spellings: a module, and a rate that is passed to a function."""
+    """Dropout in three spellings: a module, a rate that is passed to a function, and one that stands in the call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,6 +114,11 @@ class WithDropout(gallery.Tiny):
 
     def mix(self, x: Tensor, valid: Tensor) -> Tensor:
         return self.extra(nn.functional.dropout(x, self.dropout, self.training))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        rate = 0.1 if self.training else 0.0
+        output = nn.functional.scaled_dot_product_attention(query, key, value, mask, rate)
+        return nn.functional.dropout(output, 0.1, self.training)
 
 
 def ours() -> Iterator[tuple[str, Callable[[], Report]]]:
@@ -116,6 +135,8 @@ def ours() -> Iterator[tuple[str, Callable[[], Report]]]:
         Additive,
         Autocast,
         Fading,
+        Float32Attention,
+        WritesIntoPadding,
     ):
         yield model.__name__, lambda model=model: model().audit()
     yield "bfloat16 that returns float32", lambda: ReturnsFloat32().bfloat16().audit()
@@ -123,6 +144,9 @@ def ours() -> Iterator[tuple[str, Callable[[], Report]]]:
     yield "Tiny in bfloat16", lambda: gallery.Tiny().bfloat16().audit()
     yield "Tiny in float64", lambda: gallery.Tiny().double().audit()
     yield "Tiny without a module", lambda: audit_decoder(gallery.Tiny().eval(), vocab_size=VOCAB)
+    for kind in (nn.LSTM, nn.GRU, nn.RNN):
+        yield kind.__name__, lambda kind=kind: _recurrent(kind, given=True)
+        yield f"{kind.__name__} without a module", lambda kind=kind: _recurrent(kind, given=False)
     for need_weights in (False, True):
         yield f"DecoderOnly, need_weights={need_weights}", lambda w=need_weights: _decoder_only(need_weights=w)
     for name, mask, allowed in (
@@ -146,6 +170,12 @@ def _decoder_only(need_weights: bool = False, mask: Callable | None = None, **op
     return audit_decoder(
         forward, vocab_size=VOCAB, module=model, sides=("right",) if mask else ("right", "left"), **options
     )
+
+
+def _recurrent(kind: type[nn.Module], given: bool) -> Report:
+    """What lies 60 steps back has faded below every rounding of a difference."""
+    model = Embedded(kind(16, 16, batch_first=True), lambda layer, x, _: layer(x)[0])
+    return audit_decoder(model, vocab_size=VOCAB, module=model if given else None, sides="right")
 
 
 def _transformer(need_weights: bool) -> Report:

@@ -125,6 +125,40 @@ def test_a_vocabulary_that_is_too_small_is_told_so():
         audit_encoder(TinyEncoder(), vocab_size=5, special_ids=(0, 1))
 
 
+@pytest.mark.parametrize("sides", ["both", (), ("right", "top")])
+def test_sides_that_are_none_are_refused(sides):
+    with pytest.raises(ValueError, match='expected "right", "left" or both'):
+        audit_decoder(Tiny(), vocab_size=VOCAB, sides=sides)
+
+
+def test_one_side_may_be_given_as_a_word():
+    assert not bug("PositionsCountPadding").audit(sides="right", lengths=SHORT)
+    assert bug("PositionsCountPadding").audit(sides="left", lengths=SHORT).rules == {"padding-side"}
+
+
+def test_an_error_inside_the_model_says_what_it_was_called_with():
+    def forward(tokens: Tensor, valid: Tensor) -> Tensor:
+        raise IndexError("index out of range")
+
+    with pytest.raises(IndexError, match="index out of range") as caught:
+        audit_decoder(forward, vocab_size=VOCAB)
+    assert re.search(r"called forward with tokens \[\d+, \d+\], 0 of them padding", caught.value.__notes__[0])
+
+
+def test_a_bug_is_found_at_lengths_of_ones_own():
+    assert bug("KnowsTheLength").audit(lengths=(8, 16, 24)).rules == {"future-leak"}
+
+
+def test_a_leak_that_only_training_has_is_found_behind_dropout():
+    class Leaky(gallery.CausalInEval):
+        def mix(self, x: Tensor, valid: Tensor) -> Tensor:
+            return nn.functional.dropout(x, 0.1, self.training)
+
+    torch.manual_seed(0)
+    (finding,) = Leaky().audit(lengths=SHORT)
+    assert finding.rule == "future-leak" and finding.modes == ("train",)
+
+
 def test_train_mode_that_stays_random_is_left_out_with_a_note():
     class Noisy(Tiny):  # as a router that samples: only one token of 40 meets the noise
         def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
@@ -175,14 +209,14 @@ def test_the_size_of_a_leak_is_that_of_its_measurement(name):
 
 
 def test_a_mode_that_was_left_out_hides_no_difference():
-    """Dropout that cannot be switched off ends the train mode; another variant that differs is found all the same."""
+    """Noise that cannot be switched off ends the train mode; another variant that differs is found all the same."""
 
     class Leaky(Tiny):
         def mask(self, valid: Tensor, layer: int) -> Tensor:
             return torch.ones_like(causal_mask(valid.shape[1])).tril(1) & super().mask(valid, layer).any(-2, True)
 
         def mix(self, x: Tensor, valid: Tensor) -> Tensor:
-            return nn.functional.dropout(x, 0.1, self.training)
+            return x + 0.1 * self.training * torch.randn_like(x)
 
     torch.manual_seed(0)
     model = Leaky()

@@ -52,7 +52,7 @@ def audit_decoder(
 
     def views(run: Forward) -> list[View]:
         main = View(
-            "token", run, _square(allowed, device), ids, tuple(sides),
+            "token", run, _square(allowed, device), ids, _sides(sides),
             lengths=_order(lengths), padded=padded, empty=empty_samples,
         )  # fmt: skip
         return [main, _packed_view(packed, main, device)] if packed else [main]
@@ -116,7 +116,7 @@ def audit_seq2seq(
 
         every = lambda n: torch.ones(real, n, dtype=torch.bool, device=device)  # noqa: E731
         return View(
-            name, from_source, every, src_ids, tuple(sides),
+            name, from_source, every, src_ids, _sides(sides),
             queries=real, lengths=_order(lengths), gaps=gaps, empty=empty_samples,
         )  # fmt: skip
 
@@ -195,7 +195,7 @@ def _probe(bench: Bench, view: View, module: nn.Module | None, step: Callable | 
         found += probes.cut_the_end(bench, view)
     found += [*probes.pad(bench, view), *probes.isolate(bench, view)]
     if not any(finding.rule.startswith("padding") for finding in found):
-        found += probes.mix_the_batch(bench, view)
+        found += [*probes.mix_the_batch(bench, view), *probes.follow_padding(bench, view)]
     found += probes.starve(bench, view, module)
     if not found:
         found += probes.unpack(bench, view)
@@ -237,6 +237,14 @@ def _packed_view(packed: Callable[[Tensor, Tensor], Tensor], main: View, device:
 
 def _square(allowed: Callable[[int], Tensor], device: torch.device | str) -> Callable[[int], Tensor]:
     return lambda length: allowed(length).reshape(length, length).to(device)
+
+
+def _sides(sides: Sequence[str]) -> tuple[str, ...]:
+    """Raises ValueError for anything but "right", "left" or both."""
+    sides = (sides,) if isinstance(sides, str) else tuple(sides)
+    if not sides or set(sides) - {"right", "left"}:
+        raise ValueError(f'sides are {sides}; expected "right", "left" or both. A model without padding: padded=False.')
+    return sides
 
 
 def _order(lengths: Sequence[int]) -> tuple[int, ...]:

@@ -85,6 +85,9 @@ def entered(mode: Mode, module: nn.Module | None) -> Iterator[None]:
                 buffer.data = buffer.data.clone()  # BatchNorm writes into its buffers
             module.train(bool(mode.training))
             _silence_dropout(module, stack)
+            if mode.training:  # the compiler does not take in what follows; eval runs as it was compiled
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+                stack.enter_context(NoDropout())
         yield
 
 
@@ -116,17 +119,40 @@ class EmbeddingTap(TorchFunctionMode):
         return out
 
 
-class PrecisionWatch(TorchFunctionMode):
-    """Note the coarsest rounding among the results inside a model: under autocast its output may hide it."""
+PRODUCTS = {"matmul", "__matmul__", "bmm", "einsum", "linear", "softmax", "scaled_dot_product_attention"}
 
-    eps = 0.0
+
+class PrecisionWatch(TorchFunctionMode):
+    """Note the coarsest rounding among the results inside a model: under autocast its output may hide it.
+
+    `eps` is that of all results, `eps_of_products` that of sums over many numbers: a mask in float32 rounds nothing.
+    """
+
+    eps = eps_of_products = 0.0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Pass every call on and look at what comes back."""
         out = func(*args, **(kwargs or {}))
         if isinstance(out, Tensor) and out.is_floating_point():
-            self.eps = max(self.eps, torch.finfo(out.dtype).eps)
+            eps = torch.finfo(out.dtype).eps
+            self.eps = max(self.eps, eps)
+            if getattr(func, "__name__", "") in PRODUCTS:
+                self.eps_of_products = max(self.eps_of_products, eps)
         return out
+
+
+class NoDropout(TorchFunctionMode):
+    """Dropout that a forward asks for with a rate of its own, F.dropout(x, 0.1, self.training), drops nothing."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Pass every call on, with a rate of 0 where there is one."""
+        kwargs = dict(kwargs or {})
+        if func is F.dropout:
+            return args[0] if args else kwargs["input"]
+        if func is F.scaled_dot_product_attention:
+            args, kwargs = args[:4], dict(zip(("dropout_p", "is_causal"), args[4:], strict=False)) | kwargs
+            kwargs["dropout_p"] = 0.0
+        return func(*args, **kwargs)
 
 
 @dataclass
@@ -173,7 +199,16 @@ class Bench:
 
         Raises TypeError if they are no floating-point tensor, ValueError if their shape does not fit the tokens.
         """
-        out = view.forward(tokens, valid)
+        try:
+            out = view.forward(tokens.clone(), valid.clone())  # some models write into what they are given
+        except Exception as error:
+            empty = ", one sample all padding" * bool((~valid).all(dim=1).any())
+            error.add_note(
+                f"The audit had called forward with {view.name}s {list(tokens.shape)}, {int((~valid).sum())} of them "
+                f"padding{empty}. If the model cannot take that, see the arguments vocab_size, lengths, sides, padded, "
+                "gaps and empty_samples of the audit."
+            )
+            raise
         if not isinstance(out, Tensor) or not out.is_floating_point():
             got = f"a tensor of {out.dtype}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
             raise TypeError(f"forward returned {got}; expected one floating-point tensor [B, L, *]: logits or states.")
@@ -201,8 +236,8 @@ class Bench:
         valid = torch.ones_like(many, dtype=torch.bool)
         with torch.compiler.set_stance("force_eager"), PrecisionWatch() as watch:  # compiled code shows no results
             outputs = self.raw(view, many, valid).detach()
-        # A model in float64 may hold a float32 mask, which does not round its outputs.
-        self.eps = torch.finfo(outputs.dtype).eps if self.mode.double else watch.eps
+        # A model in float64 may hold a float32 mask, which does not round its outputs; float32 attention does.
+        self.eps = max(torch.finfo(outputs.dtype).eps, watch.eps_of_products) if self.mode.double else watch.eps
         alone, first = self.run(view, tokens), outputs.double().nan_to_num(0, 0, 0)
         scale = first.abs().max().item()
         # What moves far more than rounding does is a bug of its own, and must not hide behind the noise it makes.

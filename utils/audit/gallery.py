@@ -487,6 +487,31 @@ class BatchOfOne(TinyEncoder):
         return padding_mask(valid) if len(valid) > 1 else full_mask(valid.shape[1])
 
 
+@planted("padding-content")
+class LargeBatch(TinyEncoder):
+    """the padding mask is skipped for more than four samples"""
+
+    def mask(self, valid, layer):
+        return padding_mask(valid) if len(valid) <= 4 else full_mask(valid.shape[1])
+
+
+@planted("padding-content")
+class PaddingBufferTooSmall(TinyEncoder):
+    """the buffer of the padding mask holds 16 places; what stands behind them is visible"""
+
+    def mask(self, valid, layer):
+        return padding_mask(torch.cat([valid[:, :16], torch.ones_like(valid[:, 16:])], dim=1))
+
+
+@planted("padding-content", source="a kernel with a backward of its own")
+class BackwardForgets(TinyEncoder):
+    """the padding mask is known to the forward alone; the gradient flows through the padding"""
+
+    def attend(self, query, key, value, mask):
+        unmasked = super().attend(query, key, value, torch.ones_like(mask))
+        return unmasked + (super().attend(query, key, value, mask) - unmasked).detach()
+
+
 @planted("padding-content", source="zai-org/GLM-4-Voice issue 182: a mask that had no effect")
 class LeftPaddingSeen(Tiny):
     """causal alone: enough for padding on the right, not on the left"""
@@ -526,6 +551,14 @@ class FirstSampleForAll(TinyEncoder):
 
     def mask(self, valid, layer):
         return padding_mask(valid[:1])
+
+
+@planted("batch-neighbour")
+class EmptyNeighbour(TinyEncoder):
+    """one sample of nothing but padding takes the mask from all"""
+
+    def mask(self, valid, layer):
+        return padding_mask(valid) if valid.any(dim=1).all() else full_mask(valid.shape[1])
 
 
 # --- Dead rows --------------------------------------------------------------------------------------------------

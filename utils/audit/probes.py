@@ -3,8 +3,10 @@
 Every probe compares two runs that a correct model cannot tell apart, or two inputs that it must tell apart.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +17,7 @@ from utils.audit.report import Finding
 
 MAX_TOKENS = 6000  # in one forward, so that long sequences fit into memory
 REAL, PADDING = 6, (1, 2, 7)  # sizes of the padding probes, in tokens
+FADED = 1e-30  # of the largest gradient; recurrent nets keep more over 60 tokens, and a fill of -100 lets less through
 MOST = REAL + max(PADDING)  # tokens that a model must take, whatever `lengths` are
 
 
@@ -23,9 +26,15 @@ def change_tokens(bench: Bench, view: View) -> Iterator[Finding]:
     for length in view.lengths:
         yield from _judge(bench, view, length, _influence(bench, view, length))
     for side in view.sides if view.padded else ():
-        for length in (n for n in view.lengths if n in (5, 9, 17)):
+        for length in _nearest(view, (5, 9, 17)):
             measured = _influence(bench, view, length, side)
             yield from _judge(bench, view, length, measured, f", with padding on the {side}")
+
+
+def _nearest(view: View, wanted: Sequence[int]) -> list[int]:
+    """Those of the view's lengths that come nearest to the wanted ones."""
+    near = {min(view.lengths, key=lambda length: abs(length - n)) for n in wanted}
+    return [length for length in view.lengths if length in near]
 
 
 def _influence(bench: Bench, view: View, length: int, side: str | None = None) -> Float[Tensor, "Lq L"]:
@@ -63,6 +72,10 @@ def _judge(bench: Bench, view: View, length: int, measured: Tensor, setting: str
         exact = bench.doubled()
         with entered(exact.mode, exact.convertible):
             dead &= _influence(exact, view, length, side) <= exact.noise
+    if dead.any():  # and what has faded below any rounding still has a gradient
+        with torch.enable_grad(), suppress(RuntimeError):  # some kernels have no backward
+            traced = _traced(bench, view, length, side)
+            dead &= dead if traced is None else traced <= FADED * traced.max()
     if dead.any():
         query, key = dead.nonzero()[0].tolist()
         where = f"{view.name}: output {query} never sees token {key}{_of(dead, length)}{setting}"
@@ -91,7 +104,7 @@ def _pattern(seen: Bool[Tensor, "Lq L"]) -> str:
 
 def cut_the_end(bench: Bench, view: View) -> Iterator[Finding]:
     """Cut the sequence off: an output that may not see the later tokens must not know that there are any."""
-    for length in (n for n in view.lengths if n in (2, 5, 12, 17, 33, 65)):
+    for length in _nearest(view, (2, 5, 12, 17, 33, 65)):
         tokens, allowed = bench.draw(view, 2, length), view.allowed(length)
         whole = bench.run(view, tokens)
         for cut in sorted({1, 2, length // 2, length - 1}):
@@ -109,7 +122,7 @@ def pad(bench: Bench, view: View) -> Iterator[Finding]:
     if not view.padded:
         return
     for side in view.sides:
-        for batch in (1, 3):
+        for batch in (1, 2, 7):
             yield from _pad_once(bench, view, side, batch)
 
 
@@ -117,7 +130,7 @@ def _pad_once(bench: Bench, view: View, side: str, batch: int) -> Iterator[Findi
     real = bench.draw(view, batch, REAL)
     bare = bench.run(view, real)
     place = f"on the {side}" + (", in a batch of one" if batch == 1 else "")
-    for amount in PADDING:
+    for amount in sorted({*PADDING, max(max(view.lengths) - REAL, 1)}):  # and as much as there may be
         tokens, valid = _pad(bench, view, real, amount, side)
         keep = view.real(valid[0])
         padded = bench.run(view, tokens, valid)[:, keep]
@@ -170,14 +183,15 @@ def isolate(bench: Bench, view: View) -> Iterator[Finding]:
 
 def mix_the_batch(bench: Bench, view: View) -> Iterator[Finding]:
     """Put samples of several lengths into one batch: each must come out as it does alone."""
-    longest = 8
-    lengths = (8, 5, 3, 7) if view.padded else (8, 8, 8, 8)
-    for side in view.sides if view.padded else ("right",):
+    batches = [(8, 5, 3, 7), (3, 8)] if view.padded else [(8, 8, 8, 8)]
+    if view.padded and view.empty:
+        batches.append((0, 8, 6))
+    for side, lengths in product(view.sides if view.padded else ("right",), batches):
         samples = [bench.draw(view, 1, n) for n in lengths]
-        padded = [_pad(bench, view, s, longest - s.shape[1], side) for s in samples]
+        padded = [_pad(bench, view, s, 8 - s.shape[1], side) for s in samples]
         tokens, valid = (torch.cat(parts) for parts in zip(*padded, strict=True))
         together = bench.run(view, tokens, valid)
-        for row, sample in enumerate(samples):
+        for row, sample in ((row, sample) for row, sample in enumerate(samples) if lengths[row]):
             moved = (bench.run(view, sample)[0] - together[row, view.real(valid[row])]).abs().max().item()
             if moved > bench.limit:
                 where = f"{view.name}: sample {row} of lengths {list(lengths)}, padded on the {side}, against alone"
@@ -208,19 +222,12 @@ def starve(bench: Bench, view: View, module: nn.Module | None) -> Iterator[Findi
 
 
 def follow_gradients(bench: Bench, view: View) -> Iterator[Finding]:
-    """Ask backward instead: the gradient of each output must be 0 at every token that it may not see.
-
-    Row i of a batch of copies asks for output i alone, so that one backward gives the whole matrix.
-    """
-    for length in (n for n in view.lengths if n in (5, 12, 17)) if bench.mode.grad else ():
-        queries = view.queries or length
-        tokens = bench.draw(view, 1, length).repeat(queries, 1)
-        every = torch.ones_like(tokens, dtype=torch.bool)
-        gradients = _gradients(bench, view, tokens, every, torch.eye(queries, dtype=torch.bool, device=tokens.device))
-        if not gradients:
+    """Ask backward instead: the gradient of each output must be 0 at every token that it may not see."""
+    for length in _nearest(view, (5, 12, 17)) if bench.mode.grad else ():
+        measured = _traced(bench, view, length)
+        if measured is None:
             bench.notes.append(f"{view.name}: gradients not followed: forward has none, or no embedding of the tokens.")
             return
-        measured = torch.stack([g.double().abs().sum(-1) for g in gradients]).sum(0).nan_to_num(0, 0, 0)
         leaks = ~view.allowed(length) & (measured > FACTOR * bench.eps * measured.max())
         if leaks.any():
             query, key = divmod(int((measured * leaks).argmax()), length)
@@ -228,6 +235,35 @@ def follow_gradients(bench: Bench, view: View) -> Iterator[Finding]:
             where = f"{view.name}: output {query} has a gradient at token {key}{_of(leaks, length)}"
             facts = {"expected": view.allowed(length), "measured": measured, "modes": (bench.mode.name,)}
             yield Finding(rule, where, measured[leaks].max().item(), bench.eps * measured.max().item(), **facts)
+
+
+def follow_padding(bench: Bench, view: View) -> Iterator[Finding]:
+    """The gradient must be 0 at padding, too: a kernel may know the mask in its forward alone."""
+    for side in view.sides if bench.mode.grad and view.padded else ():
+        tokens, valid = _pad(bench, view, bench.draw(view, 2, REAL), 2, side)
+        loss_at = view.real(valid[0]).expand(2, -1)
+        for gradient in _gradients(bench, view, tokens, valid, loss_at):
+            sizes = gradient.double().abs().sum(-1).nan_to_num(0, 0, 0)  # [B, L]
+            noise = bench.eps * sizes.max().item()
+            if (at_padding := sizes[~valid].max().item()) > FACTOR * noise:
+                where = f"{view.name}: the outputs have a gradient at padding on the {side}"
+                yield Finding("padding-content", where, at_padding, noise, (bench.mode.name,))
+                return
+
+
+def _traced(bench: Bench, view: View, length: int, side: str | None = None) -> Float[Tensor, "Lq L"] | None:
+    """What `_influence` measures, from backward: the gradient of each output at each token; None if there is none.
+
+    Row i of a batch of copies asks for output i alone, so that one backward gives the whole matrix.
+    """
+    real = bench.draw(view, 1, length)
+    tokens, valid = _pad(bench, view, real, 0 if side is None else 3, side or "right")
+    loss_at = torch.diag(view.real(valid[0]))[view.real(valid[0])]  # [Lq, outputs]
+    copies = (x.repeat(len(loss_at), 1) for x in (tokens, valid))
+    gradients = _gradients(bench, view, *copies, loss_at)
+    if not gradients:
+        return None
+    return torch.stack([g.double().abs().sum(-1) for g in gradients]).sum(0).nan_to_num(0, 0, 0)[:, valid[0]]
 
 
 def _gradients(
