@@ -39,8 +39,7 @@ def _nearest(view: View, wanted: Sequence[int]) -> list[int]:
 
 def _influence(bench: Bench, view: View, length: int, side: str | None = None) -> Float[Tensor, "Lq L"]:
     """How far each output moves when each token changes: the measured dependency matrix of the model."""
-    real = bench.draw(view, 1, length)
-    tokens, valid = _pad(bench, view, real, 0 if side is None else 3, side or "right")
+    tokens, valid = _one_sample(bench, view, length, side)
     places = valid[0].nonzero().flatten()
     moves = []
     for some in places.split(max(1, MAX_TOKENS // tokens.shape[1])):
@@ -75,7 +74,8 @@ def _judge(bench: Bench, view: View, length: int, measured: Tensor, setting: str
     if dead.any():  # and what has faded below any rounding still has a gradient
         with torch.enable_grad(), suppress(RuntimeError):  # some kernels have no backward
             traced = _traced(bench, view, length, side)
-            dead &= dead if traced is None else traced <= FADED * traced.max()
+            if traced is not None:
+                dead &= traced <= FADED * traced.max()
     if dead.any():
         query, key = dead.nonzero()[0].tolist()
         where = f"{view.name}: output {query} never sees token {key}{_of(dead, length)}{setting}"
@@ -156,6 +156,11 @@ def _pad(bench: Bench, view: View, real: Int[Tensor, "B L"], amount: int, side: 
     return torch.cat([parts[i] for i in order], 1), torch.cat([flags[i] for i in order], 1)
 
 
+def _one_sample(bench: Bench, view: View, length: int, side: str | None) -> tuple[Tensor, Tensor]:
+    """A sample of `length` real tokens, with three padded ones on `side` unless that is None."""
+    return _pad(bench, view, bench.draw(view, 1, length), 0 if side is None else 3, side or "right")
+
+
 def isolate(bench: Bench, view: View) -> Iterator[Finding]:
     """Flag every source token but one as padding: that one must reach every output, and no other may.
 
@@ -188,10 +193,12 @@ def mix_the_batch(bench: Bench, view: View) -> Iterator[Finding]:
         batches.append((0, 8, 6))
     for side, lengths in product(view.sides if view.padded else ("right",), batches):
         samples = [bench.draw(view, 1, n) for n in lengths]
-        padded = [_pad(bench, view, s, 8 - s.shape[1], side) for s in samples]
+        padded = [_pad(bench, view, s, max(lengths) - s.shape[1], side) for s in samples]
         tokens, valid = (torch.cat(parts) for parts in zip(*padded, strict=True))
         together = bench.run(view, tokens, valid)
-        for row, sample in ((row, sample) for row, sample in enumerate(samples) if lengths[row]):
+        for row, sample in enumerate(samples):
+            if not lengths[row]:  # nobody reads it, and there is nothing to run alone
+                continue
             moved = (bench.run(view, sample)[0] - together[row, view.real(valid[row])]).abs().max().item()
             if moved > bench.limit:
                 where = f"{view.name}: sample {row} of lengths {list(lengths)}, padded on the {side}, against alone"
@@ -256,8 +263,7 @@ def _traced(bench: Bench, view: View, length: int, side: str | None = None) -> F
 
     Row i of a batch of copies asks for output i alone, so that one backward gives the whole matrix.
     """
-    real = bench.draw(view, 1, length)
-    tokens, valid = _pad(bench, view, real, 0 if side is None else 3, side or "right")
+    tokens, valid = _one_sample(bench, view, length, side)
     loss_at = torch.diag(view.real(valid[0]))[view.real(valid[0])]  # [Lq, outputs]
     copies = (x.repeat(len(loss_at), 1) for x in (tokens, valid))
     gradients = _gradients(bench, view, *copies, loss_at)

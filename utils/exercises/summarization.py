@@ -44,8 +44,13 @@ check_two_scores = Exercise(
 
 def fooled(write: Write, dialogue: str, word: str, others: Sequence[str]) -> int:
     """How many of `others`, in the place of `word`, change the summary."""
-    original, *changed = write([dialogue, *(re.sub(rf"\b{word}\b", other, dialogue) for other in others)])
+    original, *changed = write([dialogue, *_exchanged(dialogue, word, others)])
     return sum(text != original for text in changed)
+
+
+def _exchanged(dialogue: str, word: str, others: Sequence[str]) -> list[str]:
+    """The dialogue with each of `others` in the place of the whole word."""
+    return [re.sub(rf"\b{word}\b", other, dialogue) for other in others]
 
 
 ANY_PLACE = rf"\b(?:{'|'.join(PLACES)})\b"
@@ -70,7 +75,7 @@ REFUSED = "anna: shall we meet in the park? ben: fine. anna: or in the {}? ben: 
 
 
 def _changed(write: Write, dialogue: str, word: str, others: Sequence[str]) -> list[str]:
-    return write([re.sub(rf"\b{word}\b", other, dialogue) for other in others])
+    return write(_exchanged(dialogue, word, others))
 
 
 def _fooled_inside_words(write: Write, dialogue: str, word: str, others: Sequence[str]) -> int:
