@@ -139,28 +139,37 @@ def train_seq2seq(
     """An encoder-decoder trained on pairs of texts, its tokenizer, and the record of the training.
 
     `recipe` makes the batches of each epoch and the loss from the pairs and their tokenizer. With `start`, the
-    training begins with the weights of that model and keeps its tokenizer; ValueError if the flags ask for other sizes.
+    training begins with the weights of that model, and with its pieces if --vocabulary asks for as many; ValueError if
+    the flags ask for other sizes.
     """
-    tokenizer = start[1] if start else train_tokenizer(sources + targets, args.vocabulary)
+    keeps = start and start[0].config.vocab_size == args.vocabulary
+    tokenizer = start[1] if keeps else train_tokenizer(sources + targets, args.vocabulary)
     sides = encode(tokenizer, sources, limit=source_limit), encode(tokenizer, targets, bos=True)
     pairs = BucketedPairs(*sides, max_tokens=args.max_tokens, seed=args.seed)
     torch.manual_seed(args.seed)
     config = TransformerConfig(
         args.vocabulary, args.d_model, d_ff=2 * args.d_model, num_layers=args.layers, dropout=args.dropout
     )
-    model = (continued(start[0], config) if start else Transformer(config)).to(DEVICE)
+    model = (continued(*start, config, tokenizer) if start else Transformer(config)).to(DEVICE)
     batches, loss_of = recipe(pairs, tokenizer)
     history = trained(args, model, loss_of, batches)
     record = training_record(args, model, history, batches, sources + targets)
     return model, tokenizer, record | {"source_limit": source_limit}
 
 
-def continued(start: Transformer, config: TransformerConfig) -> Transformer:
-    """A model with the weights of `start` and the dropout of `config`; ValueError if the sizes differ."""
-    if replace(start.config, dropout=config.dropout) != config:
+def continued(start: Transformer, known: Tokenizer, config: TransformerConfig, pieces: Tokenizer) -> Transformer:
+    """A model with the weights of `start` and the dropout of `config`; ValueError if the sizes of its layers differ.
+
+    A piece that `start` knows keeps its vector also where the pieces are others; a new one begins at random.
+    """
+    if replace(start.config, dropout=config.dropout, vocab_size=config.vocab_size) != config:
         raise ValueError(f"the model to start from is a {start.config}, and the flags ask for a {config}.")
     model = Transformer(config)
-    model.load_state_dict(start.state_dict())
+    weights, vectors = start.state_dict(), model.embedding.weight.detach().clone()
+    known, pieces = known.get_vocab(), pieces.get_vocab()
+    shared = sorted(known.keys() & pieces.keys())
+    vectors[[pieces[piece] for piece in shared]] = weights["embedding.weight"][[known[piece] for piece in shared]]
+    model.load_state_dict(weights | {"embedding.weight": vectors})
     return model
 
 

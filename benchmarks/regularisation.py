@@ -40,6 +40,16 @@ class ResegmentedPairs:
         return BucketedPairs(*sides, max_tokens=self.max_tokens, seed=self.seed)(epoch)
 
 
+def specialised(pairs: BucketedPairs, count: int, *, first: int) -> Callable[[int], Iterable[Seq2SeqBatch]]:
+    """The batches of all pairs in the epochs before `first`, then those of the first `count` pairs alone.
+
+    A model that learns several languages together and then one of them, within one training: Dabre et al. (2019).
+    """
+    sides = pairs.sources[:count], pairs.targets[:count]
+    own = BucketedPairs(*sides, max_tokens=pairs.max_tokens, seed=pairs.seed)
+    return lambda epoch: (pairs if epoch < first else own)(epoch)
+
+
 def hiding_loss(model: Transformer, batch: Seq2SeqBatch, *, share: float) -> tuple[Tensor, int]:
     """Teacher forcing in which the model reads [UNK] in place of a random share of the tokens; the labels stay.
 

@@ -27,7 +27,7 @@ from common import (
     train_seq2seq,
     training_arguments,
 )
-from regularisation import LaterRDrop, ResegmentedPairs, distillation_loss, hiding_loss
+from regularisation import LaterRDrop, ResegmentedPairs, distillation_loss, hiding_loss, specialised
 from tokenizers import Tokenizer
 
 from utils.corpora import BucketedPairs, encode, load_multi30k, read_lines
@@ -40,6 +40,7 @@ BOTH_WAYS = CHECKPOINTS / "translation_de_en.safetensors"  # the shipped model t
 SECOND = CHECKPOINTS / "translation_en_de_second.safetensors"  # the one that --together adds
 Models = Transformer | Sequence[Transformer]  # several write together
 SHIPPED = sorted(path.stem for path in CHECKPOINTS.glob("translation_*.safetensors"))
+OWN_PAIRS = 29_000  # those of --direction stand in front, as many as train has lines
 SAMPLE = 1500  # pairs of train on which the loss is counted after the training
 COMMON = {"layers": 3, "learning_rate": 4e-3}
 FULL = {
@@ -71,6 +72,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--translated", action="store_true", help="train also on each side beside its translation by that model"
     )
+    parser.add_argument("--french", action="store_true", help="train also on French sources of the same targets")
+    parser.add_argument(
+        "--specialise-from", type=int, metavar="EPOCH", help="from this epoch on only the pairs of --direction"
+    )
     parser.add_argument("--length-penalty", type=float, default=1.0, help="of beam search; above 1: longer sentences")
     parser.add_argument("--bpe-dropout", type=float, default=0.0, help="share of merges left out, anew in each epoch")
     parser.add_argument("--hide", type=float, default=0.0, help="share of tokens that the model reads as [UNK]")
@@ -82,6 +87,8 @@ def arguments() -> argparse.Namespace:
         parser.error("--together: two models are shipped for en-de alone, to be scored; add --evaluate SRC TGT.")
     if sum(map(bool, (args.teachers, args.hide, args.r_drop))) > 1:
         parser.error("--teachers, --hide and --r-drop are different losses; give one of them.")
+    if args.specialise_from is not None and args.bpe_dropout:
+        parser.error("--specialise-from and --bpe-dropout choose the batches of an epoch; give one of them.")
     return args
 
 
@@ -91,6 +98,8 @@ def regularised(
     """The recipe: the regularisers that the flags ask for."""
     settings = {"dropout": args.bpe_dropout, "max_tokens": args.max_tokens, "seed": args.seed}
     batches = ResegmentedPairs(tokenizer, *texts, **settings) if args.bpe_dropout else pairs
+    if args.specialise_from is not None:
+        batches = specialised(pairs, OWN_PAIRS, first=args.specialise_from)
     if args.teachers:
         return batches, partial(distillation_loss, teachers=[teacher(name, tokenizer) for name in args.teachers])
     if args.hide:
@@ -127,12 +136,19 @@ def translated(lines: list[str]) -> list[str]:
 
 
 def training_texts(args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Both sides of train; as the flags ask, beside them their translations (Nguyen et al., 2020), and the way back."""
-    sources, targets = load_multi30k("train", args.direction.split("-"), folder=args.data)
+    """Both sides of train, and behind them what the flags ask for.
+
+    That is their translations (Nguyen et al., 2020), the way back, and the same targets with French sources.
+    """
+    languages = [*args.direction.split("-"), *["fr"] * args.french]
+    sources, own_targets, *french = load_multi30k("train", languages, folder=args.data)
+    targets = own_targets
     if args.translated:
         sources, targets = sources + sources + translated(targets), targets + translated(sources) + targets
     if args.both_ways:
         sources, targets = sources + targets, targets + sources
+    if args.french:
+        sources, targets = sources + french[0], targets + own_targets
     return sources, targets
 
 

@@ -13,7 +13,15 @@ import training_speed
 import translation
 from dialogue import mail_windows
 from pixelcnn import PixelCNN, pixel_loss
-from regularisation import LaterRDrop, ResegmentedPairs, distillation_loss, hidden, hiding_loss, r_drop_loss
+from regularisation import (
+    LaterRDrop,
+    ResegmentedPairs,
+    distillation_loss,
+    hidden,
+    hiding_loss,
+    r_drop_loss,
+    specialised,
+)
 from torch.nn.functional import kl_div
 from torch.testing import assert_close
 from window import window_loss, windowed
@@ -21,7 +29,9 @@ from window import window_loss, windowed
 from utils.corpora import (
     BOS,
     EOS,
+    SPECIAL_TOKENS,
     UNK,
+    BucketedPairs,
     ImageBatches,
     Images,
     Seq2SeqBatch,
@@ -264,6 +274,15 @@ def test_translations_stand_beside_what_people_wrote(monkeypatch, tmp_path):
     assert calls == [5, 5]
 
 
+def test_french_sources_stand_behind_the_pairs_with_the_same_targets(monkeypatch):
+    texts = {"en": ["a dog"], "de": ["ein hund"], "fr": ["un chien"]}
+    monkeypatch.setattr(translation, "load_multi30k", lambda _, names, **__: [texts[name] for name in names])
+    monkeypatch.setattr(sys, "argv", ["translation.py", "--french", "--both-ways"])
+    sources, targets = translation.training_texts(translation.arguments())
+    assert sources == ["a dog", "ein hund", "un chien"]
+    assert targets == ["ein hund", "a dog", "ein hund"]
+
+
 def test_two_models_are_there_to_be_scored_alone(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["translation.py", "--together"])
     with pytest.raises(SystemExit):
@@ -274,11 +293,30 @@ def test_two_models_are_there_to_be_scored_alone(monkeypatch, capsys):
 def test_a_training_begins_with_the_weights_of_another_model():
     """With another dropout, but in no other size."""
     start = Transformer(CONFIG)
-    model = common.continued(start, replace(CONFIG, dropout=0.3))
+    model = common.continued(start, TOKENIZER, replace(CONFIG, dropout=0.3), TOKENIZER)
     assert model.config.dropout == 0.3
     assert_close(model.state_dict(), start.state_dict())
     with pytest.raises(ValueError, match="num_layers=7"):
-        common.continued(start, replace(CONFIG, num_layers=7))
+        common.continued(start, TOKENIZER, replace(CONFIG, num_layers=7), TOKENIZER)
+
+
+def test_known_pieces_keep_their_vectors_among_other_pieces():
+    start, pieces = Transformer(CONFIG), train_tokenizer(["one ibis", "two gnus"], 60)
+    config = replace(CONFIG, vocab_size=pieces.get_vocab_size())
+    model = common.continued(start, TOKENIZER, config, pieces)
+    known = {piece for piece in pieces.get_vocab() if TOKENIZER.token_to_id(piece) is not None}
+    assert SPECIAL_TOKENS[0] in known and len(known) < config.vocab_size
+    for piece in known:
+        old, new = TOKENIZER.token_to_id(piece), pieces.token_to_id(piece)
+        assert_close(model.embedding.weight[new], start.embedding.weight[old])
+    assert_close(model.encoder.state_dict(), start.encoder.state_dict())
+
+
+def test_a_training_ends_with_the_pairs_of_one_direction():
+    pairs = BucketedPairs([[5, 2], [6, 2], [7, 2]], [[1, 5, 2], [1, 6, 2], [1, 7, 2]], max_tokens=3)
+    batches = specialised(pairs, 2, first=1)
+    seen = [{int(batch.src[0, 0]) for batch in batches(epoch)} for epoch in range(3)]
+    assert seen == [{5, 6, 7}, {5, 6}, {5, 6}]
 
 
 def test_the_pixelcnn_sees_no_pixel_that_comes_later():

@@ -1,4 +1,4 @@
-"""Multi30k: descriptions of photographs in English and German (Elliott et al., 2016)."""
+"""Multi30k: descriptions of photographs in English, German and French (Elliott et al., 2016, 2017)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ MULTI30K = Corpus(
     {
         "train.en.gz": "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
         "train.de.gz": "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6",
+        "train.fr.gz": "622e75069e9f4c577425c4f277116ce66e63a2401c0a2312d90073cb12379a3c",
         "val.en.gz": "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28",
         "val.de.gz": "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a",
         "test_2016_flickr.en.gz": "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9",
@@ -22,7 +23,8 @@ MULTI30K = Corpus(
 def load_multi30k(split: str, languages: Sequence[str], *, folder: Path | None = None) -> list[list[str]]:
     """Descriptions of pictures, line by line the same in each language (Elliott et al., 2016).
 
-    `split` is train (29,000 lines), val (1,014) or test_2016_flickr (1,000); `languages` are of en and de.
+    `split` is train (29,000 lines), val (1,014) or test_2016_flickr (1,000); `languages` are of en and de, in train
+    also of fr (Elliott et al., 2017).
     The files come from `folder` if it is given, and are downloaded otherwise. Returns one list for each language.
     """
     names = [f"{split}.{language}.gz" for language in languages]
