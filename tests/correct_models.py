@@ -121,6 +121,17 @@ class WithDropout(gallery.Tiny):
         return nn.functional.dropout(output, 0.1, self.training)
 
 
+class Forbids(gallery.Tiny):
+    """Scores of special tokens that are always the same low number, so that no one draws them."""
+
+    def __init__(self, fill: float) -> None:
+        super().__init__()
+        self.fill = fill
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        return super().forward(tokens, valid).index_fill(-1, torch.tensor([0, 1, 3]), self.fill)
+
+
 def ours() -> Iterator[tuple[str, Callable[[], Report]]]:
     """Our own models, and the sound ones of the gallery."""
     for model in (
@@ -139,6 +150,8 @@ def ours() -> Iterator[tuple[str, Callable[[], Report]]]:
         WritesIntoPadding,
     ):
         yield model.__name__, lambda model=model: model().audit()
+    for fill in (-torch.inf, -1e9):
+        yield f"tokens forbidden by {fill:g}", lambda fill=fill: Forbids(fill).audit()
     yield "bfloat16 that returns float32", lambda: ReturnsFloat32().bfloat16().audit()
     yield "without padding, with a cache", lambda: TakesNoPadding().audit(padded=False)
     yield "Tiny in bfloat16", lambda: gallery.Tiny().bfloat16().audit()

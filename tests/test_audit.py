@@ -110,7 +110,7 @@ def test_an_error_in_the_middle_leaves_the_model_as_it_was():
         (
             lambda tokens, valid: tokens.float().T[..., None],
             ValueError,
-            r"returned shape \[5, 7, 1\] for tokens \[7, 5\]",
+            r"returned shape \[5, 32, 1\] for tokens \[32, 5\]",
         ),
         (lambda tokens, valid: torch.rand(*tokens.shape, 3), ValueError, "not deterministic in grad"),
     ],
@@ -143,6 +143,32 @@ def test_an_error_inside_the_model_says_what_it_was_called_with():
     with pytest.raises(IndexError, match="index out of range") as caught:
         audit_decoder(forward, vocab_size=VOCAB)
     assert re.search(r"called forward with tokens \[\d+, \d+\], 0 of them padding", caught.value.__notes__[0])
+
+
+def test_allowed_that_is_not_boolean_is_refused():
+    with pytest.raises(TypeError, match=r"allowed makes a torch.float32; expected a function: length -> Bool\[L, L\]"):
+        audit_decoder(Tiny(), vocab_size=VOCAB, lengths=SHORT, allowed=lambda length: torch.ones(length, length).tril())
+
+
+@pytest.mark.parametrize("fill", [-torch.inf, -1e9])
+def test_a_leak_does_not_hide_behind_forbidden_tokens(fill):
+    model = bug("NoCausalMask")
+
+    def forward(tokens: Tensor, valid: Tensor) -> Tensor:
+        return model(tokens, valid).index_fill(-1, torch.tensor([0, 1]), fill)
+
+    report = audit_decoder(forward, vocab_size=VOCAB, module=model, lengths=SHORT)
+    assert report.rules == {"future-leak"}
+    assert not report.notes
+
+
+def test_what_is_not_finite_comes_first():
+    class Both(gallery.NoCausalMask, gallery.NaiveDeadRow):
+        pass
+
+    torch.manual_seed(0)
+    rules = [finding.rule for finding in Both().audit(lengths=SHORT)]
+    assert rules[0] == "not-finite" and "future-leak" in rules
 
 
 def test_a_bug_is_found_at_lengths_of_ones_own():
@@ -256,6 +282,7 @@ def test_audit_of_something_else_points_to_the_other_audits():
 
 LOWEST = torch.finfo(torch.float32).min
 CAUSAL = causal_mask(4)[0, 0]
+CAUSAL_20 = causal_mask(20)[0, 0]
 VALID = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]]).bool()
 PER_SAMPLE = VALID[:2, None].expand(2, 4, 4)
 
@@ -290,6 +317,7 @@ def added(visible: Tensor, fill: float) -> Tensor:
         (VALID.float()[:, None, None], {}, {"added-flags"}),
         (added(CAUSAL, -1e4), {}, {"weak-fill"}),
         (added(CAUSAL, -1e4).bfloat16(), {}, {"weak-fill"}),
+        (added(CAUSAL_20, -torch.inf) - (torch.arange(20)[:, None] - torch.arange(20)).abs(), {}, set()),  # ALiBi
         (added(CAUSAL, LOWEST) + added(VALID[:, None, None], LOWEST), {}, {"sum-overflow"}),
         (added(CAUSAL, -torch.inf) * 0, {}, {"not-a-number"}),
         (CAUSAL.to(torch.uint8), {"kind": "boolean"}, {"wrong-dtype"}),

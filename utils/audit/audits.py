@@ -179,7 +179,8 @@ def _audit(
     if all(outputs[0].keys() <= set(finding.modes) for finding in telling):
         for view, out in zip(main, outputs, strict=True):
             found += probes.compare_modes(out, view)
-    return Report(merge(found), notes)
+    # What was not finite was read as 0, and may have made the others.
+    return Report(sorted(merge(found), key=lambda finding: finding.rule != "not-finite"), notes)
 
 
 def _probe(bench: Bench, view: View, module: nn.Module | None, step: Callable | None) -> list[Finding]:
@@ -236,7 +237,16 @@ def _packed_view(packed: Callable[[Tensor, Tensor], Tensor], main: View, device:
 
 
 def _square(allowed: Callable[[int], Tensor], device: torch.device | str) -> Callable[[int], Tensor]:
-    return lambda length: allowed(length).reshape(length, length).to(device)
+    """`allowed` as Bool[L, L] on a device; TypeError if it is no function that makes boolean tensors."""
+
+    def square(length: int) -> Tensor:
+        made = allowed(length) if callable(allowed) else allowed
+        if not callable(allowed) or not isinstance(made, Tensor) or made.dtype != torch.bool:
+            what = f"{'makes' if callable(allowed) else 'is'} a {getattr(made, 'dtype', type(made).__name__)}"
+            raise TypeError(f"allowed {what}; expected a function: length -> Bool[L, L], such as causal_mask.")
+        return made.reshape(length, length).to(device)
+
+    return square
 
 
 def _sides(sides: Sequence[str]) -> tuple[str, ...]:
@@ -255,5 +265,8 @@ def _order(lengths: Sequence[int]) -> tuple[int, ...]:
 
 
 def _device(module: nn.Module | None) -> torch.device:
+    """Raises TypeError if `module` is none."""
+    if module is not None and not isinstance(module, nn.Module):
+        raise TypeError(f"module is a {type(module).__name__}; expected the nn.Module that forward calls, or None.")
     tensors = [] if module is None else [*module.parameters(), *module.buffers()]
     return tensors[0].device if tensors else torch.device("cpu")

@@ -22,8 +22,8 @@ def audit(
     lengths in tokens, None = those of `audit_decoder` that the model has positions for. Further options go there too;
     for a decoder step=None leaves the cache out.
 
-    Raises TypeError for a model without a config, ValueError for an unknown kind, a model with no output for each
-    token, or one with too few positions.
+    Raises TypeError for a model without a config or a vocabulary, ValueError for an unknown kind, a model with no
+    output for each token, or one with too few positions.
     """
     config = getattr(model, "config", None)
     if not hasattr(config, "get_text_config"):
@@ -31,8 +31,8 @@ def audit(
             f"audit(model) takes a Hugging Face PreTrainedModel; got {type(model).__name__}. For other models write "
             "forward(tokens, valid) and call audit_decoder, audit_encoder or audit_seq2seq."
         )
-    kind = kind or kind_of(model)
     text = config.get_text_config()
+    kind = kind or kind_of(model)
     longest = getattr(text, "max_position_embeddings", None) or max(LENGTHS)
     if 0 < longest < MOST:
         raise ValueError(f"the model has {longest} positions; the audit needs {MOST}. Build it with more of them.")
@@ -43,6 +43,8 @@ def audit(
     if kind == "seq2seq":
         sizes = {"src_vocab_size": _vocab(config, "encoder"), "tgt_vocab_size": _vocab(config, "decoder")}
         return audit_seq2seq(_seq2seq_forward(model), **(sizes | options))
+    if not hasattr(text, "vocab_size"):
+        raise TypeError(f"{type(model).__name__} has no vocab_size in its config; audit(model) takes models of tokens.")
     options = {"vocab_size": text.vocab_size, **options}
     if kind == "encoder":
         return audit_encoder(_forward(model), **options)

@@ -8,6 +8,7 @@ from torch import Tensor
 from utils.audit.report import Finding, Report
 
 SPELLINGS = ("boolean", "additive", "multihead", "key_padding", "hugging_face")
+FILLS = 4  # a mask has few fills; more low numbers than that are a bias for each distance, as in ALiBi
 SAFE = 1e8  # a fill below -SAFE stays out of reach of scores; -1e4 has been reached
 
 
@@ -74,9 +75,9 @@ def _check_additive(mask: Tensor) -> Iterator[Finding]:
     if (mask == 1).any() and ((mask == 0) | (mask == 1)).all():
         yield Finding("added-flags", f"{mask.dtype} with {int((mask == 1).sum())} ones")
         return
-    fills = mask[(mask < -5) & mask.isfinite()]
+    fills = mask[(mask < -5) & mask.isfinite()].unique()
     safe = min(SAFE, -lowest / 2)
-    if len(fills) and fills.max() > -safe:
+    if 0 < len(fills) <= FILLS and fills.max() > -safe:
         yield Finding("weak-fill", f"{fills.max():g} in {mask.dtype}", size=abs(fills.max().item()))
     summed = (mask == -torch.inf) & (mask == lowest).any()
     if summed.any():

@@ -310,7 +310,7 @@ def decode_with_cache(bench: Bench, view: View, step: Callable) -> Iterator[Find
             for size in chunks:
                 stop = start + size
                 out, cache = step(tokens[:, start:stop], valid[:, :stop], cache)
-                outputs.append(out.detach().double().reshape(*out.shape[:2], -1))
+                outputs.append(bench.without_fills(view, out.detach().double().reshape(*out.shape[:2], -1)))
                 start = stop
             moved = (torch.cat(outputs, 1) - full)[valid].abs().nan_to_num(float("inf")).amax(-1).max().item()
             if moved > bench.limit:
