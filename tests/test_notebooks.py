@@ -10,6 +10,7 @@ from statistics import median
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from tools import stamp
 from tools.execute_notebooks import METADATA, WIDGET_VIEW
@@ -126,6 +127,21 @@ def test_code_cells_are_short_and_prove_something(notebook):
     assert median(lengths) <= 10
     assert max(lengths) <= 40
     assert sum("assert " in source for source in sources) >= 3
+
+
+def test_the_ten_minutes_of_the_readme_run_by_themselves():
+    """Only these sections of notebook 02, as its reader is told."""
+    promised = re.search(r"sections (\d) to (\d) and (\d) of \[02\]", (ROOT / "README.md").read_text(encoding="utf-8"))
+    first, last, one_more = map(int, promised.groups())
+    notebook, section, chosen = nbformat.read(ROOT / "notebooks" / "02_padding_mask.ipynb", as_version=4), 0, []
+    for cell in notebook.cells:
+        if heading := re.match(r"## (?:(\d+)\.)?", cell.source) if cell.cell_type == "markdown" else None:
+            section = int(heading[1] or 99)
+        if not section or first <= section <= last or section == one_more:
+            chosen.append(cell)
+    assert 10 < len(chosen) < len(notebook.cells) / 2
+    notebook.cells = chosen
+    NotebookClient(notebook, resources={"metadata": {"path": ROOT / "notebooks"}}).execute()  # raises if a cell does
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """A gallery of mask bugs, each planted in a few lines of a small model that is otherwise right.
 
-The sources are named with thanks: every one of these bugs was found, reported and mended in the open. The lines
-here are our own; they rebuild the idea, not the code.
+Most of them were found, reported and mended in the open, and name their source with thanks; the others are common
+slips. The lines here are our own; they rebuild the idea, not the code.
 """
 
 import math

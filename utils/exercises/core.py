@@ -216,7 +216,8 @@ def describe(value: Any) -> str:
     if isinstance(value, (int, float)):
         return "a number"
     if is_parts(value) or isinstance(value, list):
-        return f"a {'list' if isinstance(value, list) else 'tuple'} of {len(value)}"
+        words = " words" if value and all(isinstance(item, str) for item in value) else ""
+        return f"a {'list' if isinstance(value, list) else 'tuple'} of {len(value)}{words}"
     return f"a value of type {type(value).__name__}"
 
 

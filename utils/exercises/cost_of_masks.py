@@ -104,7 +104,7 @@ def _mean_of_batches(lengths: Sequence[int], size: int) -> float:
 LENGTHS = [[3, 1], [4, 4, 4], [1, 5, 2], [9, 2, 7, 3], [6, 1, 8, 2, 5], [12, 3, 3, 7, 30, 5, 8]]
 
 check_padding_share = Exercise(
-    task="padding_share(lengths, size): padding among the places of sorted batches of `size` texts, from 0 to 1.",
+    task="padding_share(lengths, size): padding in batches of `size` texts, the shortest first, from 0 to 1.",
     solution=padding_share,
     cases=[(lengths, size) for lengths in LENGTHS for size in (1, 2, 3)],
     mistakes={
@@ -112,6 +112,9 @@ check_padding_share = Exercise(
         "nothing.": lambda lengths, size: 1 - sum(lengths) / (len(lengths) * max(lengths)),
         "Not sorted: the long texts stretch the short ones beside them. Buckets hold neighbours in length.": (
             _share_in_this_order
+        ),
+        "Longest first: the short last batch is then another one. Begin with the shortest.": lambda lengths, size: (
+            _share_in_this_order(sorted(lengths, reverse=True), size)
         ),
         "The other share: these are the real tokens among the places. Padding is what remains.": (
             lambda lengths, size: 1 - padding_share(lengths, size)

@@ -140,6 +140,12 @@ def no_causal_mask(src: Tensor, src_valid: Tensor, tgt: Tensor, tgt_valid: Tenso
     return _logits(src, tgt, seq2seq_masks(src_valid, tgt_valid)._replace(decoder_self=padding_mask(tgt_valid)))
 
 
+def read_by_padding_alone(src: Tensor, src_valid: Tensor, tgt: Tensor, tgt_valid: Tensor) -> Tensor:
+    """Padded target places read source padding, and nobody reads them."""
+    cross = padding_mask(src_valid) | ~tgt_valid[:, None, :, None]
+    return _logits(src, tgt, seq2seq_masks(src_valid, tgt_valid)._replace(decoder_cross=cross))
+
+
 def _padded_to_five(src_lengths: list[int], tgt_lengths: list[int]) -> tuple[Tensor, ...]:
     """Random ids and flags of a batch whose two sides are padded to 5 places."""
     numbers = torch.Generator().manual_seed(0)
@@ -155,7 +161,13 @@ check_reads_source_padding = Exercise(
     solution=reads_source_padding,
     cases=[
         (forward, *_padded_to_five(*lengths))
-        for forward in (right_masks, target_padding_in_cross, no_encoder_mask, no_causal_mask)
+        for forward in (
+            right_masks,
+            target_padding_in_cross,
+            no_encoder_mask,
+            no_causal_mask,
+            read_by_padding_alone,
+        )
         for lengths in (([2], [4]), ([5, 2], [5, 3]), ([4, 4], [2, 3]))
     ],
     mistakes={
@@ -171,6 +183,10 @@ check_reads_source_padding = Exercise(
             forward(src, src_valid, tgt, tgt_valid),
             forward(src, src_valid, torch.where(tgt_valid, tgt, tgt + 1), tgt_valid),
             tgt_valid,
+        ),
+        "All places counted: nobody reads the output at a padded target place. Choose the real ones first, with "
+        "tgt_valid.": lambda forward, src, src_valid, tgt, tgt_valid: reads_source_padding(
+            lambda source, flags, *_: forward(source, flags, tgt, tgt_valid), src, src_valid, tgt, tgt_valid | True
         ),
         "One sample only: the first sentence may fill its row, and then it has no padding to read. Look at the real "
         "places of all samples.": lambda forward, src, src_valid, tgt, tgt_valid: reads_source_padding(

@@ -80,13 +80,14 @@ def first_leak(forward: Forward, rows: Int[Tensor, "B L"]) -> int:
     return _first_moved(forward, rows, until=1)
 
 
-def _first_moved(forward: Forward, rows: Int[Tensor, "B L"], until: int) -> int:
-    """The first pixel p that moves a prediction below p + `until`."""
+def _first_moved(forward: Forward, rows: Int[Tensor, "B L"], until: int, own: bool = False) -> int:
+    """The first pixel p that moves a prediction below p + `until`, with `own` only from p on."""
     before = forward(rows)
     for pixel in range(rows.shape[1] - 1):
         changed = rows.clone()
         changed[:, pixel + 1] += 1
-        if not torch.equal(before[:, : pixel + until], forward(changed)[:, : pixel + until]):
+        places = slice(pixel if own else 0, pixel + until)
+        if not torch.equal(before[:, places], forward(changed)[:, places]):
             return pixel
     return -1
 
@@ -118,15 +119,24 @@ def last_row_open(rows: Int[Tensor, "B L"]) -> Float[Tensor, "B L 1"]:
     return _seen_under(causal_mask(rows.shape[1]) | last[:, None], rows)
 
 
+def jumping(rows: Int[Tensor, "B L"]) -> Float[Tensor, "B L 1"]:
+    """Causal, and each query sees the key two places on, which holds the pixel after the one that it predicts."""
+    length = rows.shape[1]
+    return _seen_under(causal_mask(length) | full_mask(length).tril(2) & ~full_mask(length).tril(1), rows)
+
+
 ROWS = [torch.randint(4, 20, (2, length), generator=torch.Generator().manual_seed(length)) for length in (4, 9, 16)]
 
 check_first_leak = Exercise(
     task="first_leak(forward, rows) -> int: the first pixel that moves a prediction up to its own, -1 if none does.",
     solution=first_leak,
-    cases=[(forward, rows) for rows in ROWS for forward in (right_mask, off_by_one, own_row, last_row_open)],
+    cases=[(forward, rows) for rows in ROWS for forward in (right_mask, off_by_one, own_row, last_row_open, jumping)],
     mistakes={
         "Its own prediction forgotten: pixel p must not move prediction p either, and this is where a mask that is off "
         "by one leaks. Compare [:, : p + 1].": lambda forward, rows: _first_moved(forward, rows, until=0),
+        "Its own prediction alone: a leak may jump over it to an earlier one. Compare [:, : p + 1].": (
+            lambda forward, rows: _first_moved(forward, rows, until=1, own=True)
+        ),
         "Shifted by one: pixel p is token p + 1, and prediction p + 1 may use it. Change token p + 1 and compare "
         "[:, : p + 1].": lambda forward, rows: _first_moved(forward, rows, until=2),
         "Token instead of pixel: you returned the place in the row. Pixel p is token p + 1.": lambda forward, rows: (

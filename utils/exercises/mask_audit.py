@@ -102,8 +102,8 @@ def _measured(allowed: Bool[Tensor, "L L"], noise: float, seed: int) -> tuple[Te
     """A dependency with one wrong entry in about five, and noise everywhere."""
     numbers = torch.Generator().manual_seed(seed)
     wrong = torch.rand(allowed.shape, generator=numbers) < 0.2
-    size = 0.3 + torch.rand(allowed.shape, generator=numbers)
-    below = 6 * noise * torch.rand(allowed.shape, generator=numbers)  # small, and often more than the noise itself
+    size = noise * (11 + 300 * torch.rand(allowed.shape, generator=numbers) ** 4)  # many of them just above the limit
+    below = 9 * noise * torch.rand(allowed.shape, generator=numbers)  # small, and often more than the noise itself
     return torch.where(allowed ^ wrong, size, below).round(decimals=4), allowed, noise
 
 
@@ -122,6 +122,9 @@ check_compare = Exercise(
         "not with 0.": lambda measured, allowed, noise: ((measured > 0) & ~allowed, ~(measured > 0) & allowed),
         "Too close to the noise: it is measured on few runs, and the next one may be larger. Ask for ten times as "
         "much.": lambda measured, allowed, noise: ((measured > noise) & ~allowed, ~(measured > noise) & allowed),
+        "Another factor: what moves by more than ten times the noise has moved, and 11 times is enough.": (
+            lambda measured, allowed, noise: ((measured > 20 * noise) & ~allowed, ~(measured > 20 * noise) & allowed)
+        ),
         "Only one way: a model that ignores its input has no leak. What is allowed and does not move is a finding, "
         "too.": lambda measured, allowed, noise: (compare(measured, allowed, noise)[0], torch.zeros_like(allowed)),
         "Exchanged: the leaks come first, then the dead connections.": lambda measured, allowed, noise: compare(

@@ -56,7 +56,7 @@ def max_pooling(states: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"]) -> F
 
 
 def _states(valid: Bool[Tensor, "B L"], shift: float) -> Float[Tensor, "B L 2"]:
-    """Rounded random states around `shift`: below 0, a 0 at padding would win."""
+    """Rounded random states around `shift`: below 0, a 0 at padding would win, and far below, any finite fill."""
     numbers = torch.Generator().manual_seed(valid.numel())
     return (torch.randn(*valid.shape, 2, generator=numbers) + shift).round(decimals=1)
 
@@ -64,10 +64,13 @@ def _states(valid: Bool[Tensor, "B L"], shift: float) -> Float[Tensor, "B L 2"]:
 check_max_pooling = Exercise(
     task="max_pooling(states, valid): the largest value of each feature over the real tokens, [B, L, D] -> [B, D].",
     solution=max_pooling,
-    cases=[(_states(valid, shift), valid) for valid in VALID + LEFT_VALID for shift in (-3.0, 0.0, 3.0)],
+    cases=[(_states(valid, shift), valid) for valid in VALID + LEFT_VALID for shift in (-1e10, -3.0, 0.0, 3.0)],
     mistakes={
         "Zero wins: after the product padding holds 0, which beats every negative number. The number that never wins a "
         "maximum is -inf.": lambda states, valid: (states * valid[:, :, None]).amax(dim=1),
+        "Finite fill: it wins as soon as all real values lie below it. -inf never does.": (
+            lambda states, valid: states.masked_fill(~valid[:, :, None], -1e4).amax(dim=1)
+        ),
         "No mask: the padding takes part in the maximum.": lambda states, valid: states.amax(dim=1),
         "Polarity: you have pooled over the padding. valid is True for the real tokens, so hide where ~valid.": (
             lambda states, valid: max_pooling(states, ~valid)

@@ -177,6 +177,12 @@ def reads_neighbour(texts: Sequence[str]) -> list[str]:
     return own_words([*texts[-1:], *texts[:-1]])
 
 
+def cut_to_the_shortest(texts: Sequence[str]) -> list[str]:
+    """The last word of each text, after all were cut to the length of the shortest."""
+    shortest = min(len(text.split()) for text in texts)
+    return [text.split()[shortest - 1] for text in texts]
+
+
 check_depends_on_company = Exercise(
     task="depends_on_company(write, texts) -> bool: does what is written for a text change with its neighbours?",
     solution=depends_on_company,
@@ -189,13 +195,16 @@ check_depends_on_company = Exercise(
             ("a long text comes before a short one", "the end"),
             ("alone",),
         )
-        for write in (own_words, reads_padding, reads_neighbour)
+        for write in (own_words, reads_padding, reads_neighbour, cut_to_the_shortest)
     ],
     mistakes={
         "The same company twice: in another order each text still stands beside the same long one, with as much "
         "padding. Compare it with the text *alone*.": lambda write, texts: write(texts) != write(texts[::-1])[::-1],
         "Only the longest text tried: it has no padding, so a missing mask does not touch it.": (
             lambda write, texts: write(texts)[texts.index(max(texts, key=len))] != write([max(texts, key=len)])[0]
+        ),
+        "Only the shortest text tried: what spoils the long ones leaves it as it is. Try all of them.": (
+            lambda write, texts: write(texts)[texts.index(min(texts, key=len))] != write([min(texts, key=len)])[0]
         ),
         "Copies for company: a batch of equal lengths holds no padding.": lambda write, texts: any(
             write([text, text]) != 2 * write([text]) for text in texts

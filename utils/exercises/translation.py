@@ -159,6 +159,11 @@ def left_in_order_of_length(src: Tensor, src_valid: Tensor) -> Tensor:
     return all_masks(src, src_valid)[src_valid.sum(dim=1).argsort(stable=True)]
 
 
+def third_id_reads_padding(src: Tensor, src_valid: Tensor) -> Tensor:
+    """Begins well."""
+    return torch.cat((all_masks(src, src_valid)[:, :2], no_source_mask(src, src_valid)[:, 2:]), dim=1)
+
+
 def _batch(lengths: list[int]) -> tuple[Tensor, Tensor]:
     """Random ids, padded on the right, and their flags."""
     valid = valid_from_lengths(torch.tensor(lengths))  # [B, Ls]
@@ -171,7 +176,13 @@ check_depends_on_company = Exercise(
     solution=depends_on_company,
     cases=[
         (write, *_batch(lengths))
-        for write in (all_masks, no_source_mask, normalised_over_the_batch, left_in_order_of_length)
+        for write in (
+            all_masks,
+            no_source_mask,
+            normalised_over_the_batch,
+            left_in_order_of_length,
+            third_id_reads_padding,
+        )
         for lengths in ([3], [3, 1], [2, 2], [1, 4, 2])
     ],
     mistakes={
@@ -188,6 +199,11 @@ check_depends_on_company = Exercise(
         "One sentence only: the first may be the longest, and then it has no padding. Compare all of them.": (
             lambda write, src, src_valid: (
                 not torch.equal(write(src, src_valid)[:1], _alone(write, src[:1], src_valid[:1]))
+            )
+        ),
+        "The first id only: a translation may begin well and go wrong later. Compare all three.": (
+            lambda write, src, src_valid: (
+                not torch.equal(write(src, src_valid)[:, 0], _alone(write, src, src_valid)[:, 0])
             )
         ),
         "Order ignored: the same translations in another order are wrong ones. Compare row by row.": (
