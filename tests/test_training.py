@@ -1,6 +1,9 @@
 """The loss, the training loop, and what is saved."""
 
 import itertools
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -277,3 +280,27 @@ def test_a_batch_without_a_label_does_not_spoil_the_mean_loss():
     assert mean_loss(model, language_loss, [scored, unscored]) == mean_loss(model, language_loss, [scored])
     with pytest.raises(ValueError, match="no label"):
         mean_loss(model, language_loss, [unscored])
+
+
+FAULTS = """
+import resource, torch
+from utils.training import keep_freed_memory
+{call}
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.zeros(2**24).add_(1)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_the_memory_of_freed_tensors_is_used_again():
+    """The system hands out pages of 4 KiB, or larger ones, and counts each that it hands out."""
+    returned, kept = (
+        int(subprocess.run([sys.executable, "-c", FAULTS.format(call=call)], capture_output=True, check=True).stdout)
+        for call in ("", "keep_freed_memory()")
+    )
+    assert kept < returned / 10

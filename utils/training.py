@@ -1,8 +1,10 @@
 """A loss that ignores padding, one training loop, its history, and checkpoints."""
 
+import ctypes
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,6 +27,7 @@ from utils.transformer import DecoderOnly, Transformer, TransformerConfig, decod
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
 SECONDS_BETWEEN_SAVES = 60
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 # Without cuDNN: it plans anew for each shape, and gradients under a mask were NaN (pytorch issue 196678).
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -207,6 +210,18 @@ class _Run:
             )
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory of freed tensors for the next ones, in the whole process; glibc (Linux) only.
+
+    A step frees its logits and asks for as much again in the next one. By default glibc gives memory of this size back
+    to the system, which clears every page before it hands it out anew: on a CPU about a quarter of the time of a
+    training went there (benchmarks/README.md). The two settings are those of mallopt(3).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    for setting in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) if mallopt else ():
+        mallopt(setting, 2**30)
+
+
 def train(
     model: nn.Module,
     loss_of: Loss,
@@ -240,6 +255,8 @@ def train(
     run = _Run(model.train(), {**(settings or {}), **budget})
     if checkpoint and Path(checkpoint).exists():
         run.resume(Path(checkpoint))
+    if run.device.type == "cpu":
+        keep_freed_memory()
     history, batches = run.history, run.batches(batches_of)
     started = saved = time.monotonic() - history.seconds
     bar = tqdm(total=1.0, desc=description, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
