@@ -214,8 +214,8 @@ def keep_freed_memory() -> None:
     """Let the C library keep the memory of freed tensors for the next ones, in the whole process; glibc (Linux) only.
 
     A step frees its logits and asks for as much again in the next one. By default glibc gives memory of this size back
-    to the system, which clears every page before it hands it out anew: on a CPU about a quarter of the time of a
-    training went there (benchmarks/README.md). The two settings are those of mallopt(3).
+    to the system, which clears every page before it hands it out anew; benchmarks/README.md has what that cost. The two
+    settings are those of mallopt(3).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     for setting in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) if mallopt else ():
