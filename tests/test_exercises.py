@@ -159,7 +159,7 @@ class Rubbish:
         (lambda valid: (~padding_mask(valid)).to_sparse(), "expected"),
         (lambda valid: padding_mask(valid).to("meta"), "Your function raised NotImplementedError"),
         (Rubbish(), "You gave a value of type Rubbish, expected a function."),
-        ([[1], [2, 3]], "You gave a list of 2, expected a function."),
+        ([[1], [2, 3]], "You gave a list of 2 lists, expected a function."),
     ],
 )
 def test_a_strange_function_gets_an_answer(answer, said):

@@ -265,7 +265,7 @@ def _order(lengths: Sequence[int]) -> tuple[int, ...]:
 
 
 def _device(module: nn.Module | None) -> torch.device:
-    """Raises TypeError if `module` is none."""
+    """Where the module lies; TypeError if it is no nn.Module."""
     if module is not None and not isinstance(module, nn.Module):
         raise TypeError(f"module is a {type(module).__name__}; expected the nn.Module that forward calls, or None.")
     tensors = [] if module is None else [*module.parameters(), *module.buffers()]

@@ -156,12 +156,16 @@ def _weighted(sums_of: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     return wrong
 
 
-def _in_two_parts(queries: int, first: int, second: int, shift: float) -> tuple[Tensor, ...]:
-    """Random scores around `shift` for `first` and `second` keys, and the outputs over these keys alone."""
+def _in_two_parts(queries: int, first: int, second: int, step: float, apart: float = 0.0) -> tuple[Tensor, ...]:
+    """Random scores and the output of each part over its own keys, of which there are `first` and `second`.
+
+    The scores are `step` higher with each query, and `apart` higher in the second part.
+    """
     numbers = torch.Generator().manual_seed(10 * first + second)
+    steps = step * torch.arange(queries)[:, None]  # [Lq, 1]
     parts = []
-    for keys in (first, second):
-        scores = (2 * torch.randn(queries, keys, generator=numbers) + shift).round(decimals=1)
+    for keys, around in ((first, steps), (second, steps + apart)):
+        scores = (2 * torch.randn(queries, keys, generator=numbers) + around).round(decimals=1)
         values = torch.randn(keys, 2, generator=numbers).round(decimals=1)
         parts += [scores, torch.softmax(scores, dim=-1) @ values]
     return tuple(parts)
@@ -170,10 +174,24 @@ def _in_two_parts(queries: int, first: int, second: int, shift: float) -> tuple[
 check_merged = Exercise(
     task="merged(scores_a, output_a, scores_b, output_b): the output [Lq, D] over the keys of both parts together.",
     solution=merged,
-    cases=[_in_two_parts(*case) for case in ((1, 1, 2, 0.0), (1, 2, 2, 0.0), (3, 2, 4, 1.0), (2, 2, 3, 150.0))],
+    cases=[
+        _in_two_parts(*case)
+        for case in (
+            (1, 1, 2, 0.0),
+            (1, 2, 2, 0.0),
+            (3, 2, 4, 1.0),
+            (2, 2, 3, 1000.0),
+            (1, 2, 3, 0.0, 1000.0),
+            (1, 2, 3, 0.0, -1000.0),
+        )
+    ],
     mistakes={
-        "Overflow: the shares are right, but exp(150) is too large for a float32, and inf / inf is NaN. Stay with "
+        "Overflow: the shares are right, but exp(1000) is too large for a float32, and inf / inf is NaN. Stay with "
         "logarithms: logsumexp, then a softmax over the two parts.": _weighted(lambda scores: scores.exp().sum(dim=-1)),
+        "Shifted by the first part alone: the second may be far larger, and then its exponentials overflow all the "
+        "same.": lambda scores_a, output_a, scores_b, output_b: _weighted(
+            lambda scores: (scores - scores_a.amax(dim=-1, keepdim=True)).exp().sum(dim=-1)
+        )(scores_a, output_a, scores_b, output_b),
         "Mean: both parts count the same. The part with the larger exponentials counts more.": _weighted(
             lambda scores: torch.ones(len(scores))
         ),

@@ -73,7 +73,7 @@ def _first_two(length: int) -> Bool[Tensor, "1 1 1 L"]:
 check_prefix_decoder = Exercise(
     task="prefix_decoder(valid): the first two tokens are open to all, the rest is causal, padding is never seen.",
     solution=prefix_decoder,
-    cases=[(valid,) for valid in VALID],
+    cases=[(valid,) for valid in [*VALID, torch.tensor([[True]])]],
     mistakes={
         "OR last: in a sentence of one token, key 1 is padding, and the prefix opens it again. What must hold in any "
         "case is ANDed last.": lambda valid: any_of(decoder_only_mask(valid), _first_two(valid.shape[1])),

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from utils.masks import mask_from_text
 
 NO_ANSWER = "No answer yet: put yours in place of the ... and run this cell again."
 NO_RETURN = "No answer yet: your function returns None. Give it a return and run this cell again."
+CONTENTS = ((str, "word"), ((list, tuple), "list"))  # of lists: what they hold is said
 SIGNS = str.maketrans("10", "■⬚")  # ■ is hard to type
 
 
@@ -105,7 +107,7 @@ def outcome(function: Any, case: tuple) -> Any:
         first_line = str(error).partition("\n")[0]
         return Fault(type(error).__name__, f"Your function raised {type(error).__name__}: {first_line}")
     if changed:
-        return Fault("changed", "Your function changes its argument in place. Make a new tensor instead.")
+        return Fault("changed", "Your function changes its argument in place. Make a new one instead.")
     return value
 
 
@@ -115,6 +117,8 @@ def difference(expected: Any, got: Any, *, tolerance: float = 0.0, hide: bool = 
     Masks are compared as they broadcast; text with one sign for each key is read as a mask if a mask is expected.
     """
     got = read_drawing(expected, got)
+    if isinstance(got, (np.generic, np.ndarray)) and not isinstance(expected, Tensor):
+        got = got.tolist()
     if isinstance(got, Fault):
         same = isinstance(expected, Fault) and expected.kind == got.kind
         return "" if same else got.text if hide else f"{got.text}\nexpected {show(expected)}"
@@ -129,10 +133,14 @@ def difference(expected: Any, got: Any, *, tolerance: float = 0.0, hide: bool = 
         return _compare_others(expected, got)
     if have is not None and isinstance(expected, list) and have.dtype == torch.bool != want.dtype:
         have = have.to(want.dtype)  # True and False for 1 and 0
+    if isinstance(got, (list, int)) and have is not None and want.is_floating_point() and have.dtype != torch.bool:
+        have = have.to(want.dtype)  # [0, 0] for [0.0, 0.0]
     if have is not None and is_mask(want) and is_mask(have):
         want, have = broadcast(want, have)
     if have is None or kind(expected, want) != kind(expected, have) or want.shape != have.shape:
-        return f"You gave {describe(got)}, expected {describe(expected)}."
+        drawing = hide and is_mask(want) and not callable(got)
+        wanted = f"a drawing in quotes, {want.shape[-2]} x {want.shape[-1]} signs" if drawing else describe(expected)
+        return f"You gave {describe(got)}, expected {wanted}."
     wrong = (
         want != have
         if want.dtype == torch.bool
@@ -157,7 +165,8 @@ def _first_wrong(want: Tensor, have: Tensor, wrong: Tensor) -> str:
         return f"{show(have)} is not it."
     if want.ndim == 1:
         place = int(wrong.nonzero()[0])
-        return f"The first wrong number is at place {place}: expected {show(want[place])}, got {show(have[place])}."
+        number = f"number {place + 1} of {len(want)}"
+        return f"The first that is wrong is {number}: expected {show(want[place])}, got {show(have[place])}."
     rows = [plane.flatten(0, -2) for plane in (want, have, wrong)]  # [..., Lk] -> [rows, Lk]
     row = int(rows[2].any(dim=-1).nonzero()[0])
     return f"The first wrong row is row {row}: expected {show(rows[0][row])}, got {show(rows[1][row])}."
@@ -216,7 +225,7 @@ def describe(value: Any) -> str:
     if isinstance(value, (int, float)):
         return "a number"
     if is_parts(value) or isinstance(value, list):
-        words = " words" if value and all(isinstance(item, str) for item in value) else ""
+        words = next((f" {name}s" for kind, name in CONTENTS if value and all(isinstance(v, kind) for v in value)), "")
         return f"a {'list' if isinstance(value, list) else 'tuple'} of {len(value)}{words}"
     return f"a value of type {type(value).__name__}"
 
@@ -250,11 +259,13 @@ def is_mask(tensor: Tensor) -> bool:
 
 def is_parts(value: Any) -> bool:
     """Whether an answer has several parts, as a function that returns two tensors gives."""
-    return isinstance(value, tuple) and any(isinstance(part, Tensor) for part in value)
+    return isinstance(value, (tuple, list)) and any(isinstance(part, Tensor) for part in value)
 
 
 def broadcast(want: Tensor, have: Tensor) -> tuple[Tensor, Tensor]:
     """Both masks as they meet the scores, so that [B, 1, 1, Lk] equals the squares that it stands for."""
+    if want.shape[-1] != have.shape[-1]:
+        return want, have  # keys never broadcast
     try:
         shape = torch.broadcast_shapes(want.shape, have.shape)
     except RuntimeError:

@@ -9,7 +9,7 @@ from torch import Tensor
 from utils.attention import attention
 from utils.exercises.core import Exercise
 from utils.exercises.mistakes import POLARITY
-from utils.masks import causal_mask, full_mask, local_mask, mask_from_text
+from utils.masks import causal_mask, full_mask, local_mask, mask_from_text, segment_mask
 
 check_two_new_rows = Exercise(
     task="The mask of two new tokens after three cached ones, the first of which is padding: two rows of five signs.",
@@ -40,7 +40,7 @@ check_rows_of_new = Exercise(
     solution=rows_of_new,
     cases=[
         (whole, cached, new)
-        for whole in (causal_mask(6), local_mask(6, back=1))
+        for whole in (causal_mask(6), local_mask(6, back=1), segment_mask(torch.tensor([0, 0, 0, 1, 1, 2])))
         for cached in range(4)
         for new in range(1, 4)
     ],
@@ -57,6 +57,8 @@ check_rows_of_new = Exercise(
         "The last rows: they belong to the end of a full text. The new tokens follow the cached ones.": (
             lambda whole, cached, new: whole[:, :, -new:, : cached + new]
         ),
+        "The last corner: it is the same as long as only distances count, in a causal mask or a window. The first new "
+        "token stands at position `cached`.": lambda whole, cached, new: whole[:, :, -new:, -(cached + new) :],
     },
 )
 
@@ -114,7 +116,8 @@ check_cache_rows = Exercise(
         (torch.randint(beams, (count, beams), generator=torch.Generator().manual_seed(10 * count + beams)),)
         for count in (1, 2, 3, 4)
         for beams in (2, 3, 5)
-    ],
+    ]
+    + [(torch.tensor([[0, 0], [0, 0]]),), (torch.tensor([[1, 0, 0], [0, 1, 1]]),)],  # the last beam died out
     mistakes={
         "Not shifted: all sentences go on from the beams of the first one. The beams of sentence n begin at row "
         "n * K.": torch.flatten,
@@ -123,6 +126,9 @@ check_cache_rows = Exercise(
         ),
         "Wrong axis: the shift depends on the sentence, which is the row of `parents`. You shift each beam.": (
             lambda parents: (parents + parents.shape[1] * torch.arange(parents.shape[1])).flatten()
+        ),
+        "Shifted by the largest number: nobody need go on from the last beam. K is the width of `parents`.": (
+            lambda parents: (parents + (parents.max() + 1) * torch.arange(len(parents))[:, None]).flatten()
         ),
         "Not reordered: every beam keeps the keys of its own row, and so reads the past of another text.": (
             lambda parents: torch.arange(parents.numel())
@@ -171,6 +177,24 @@ def strangers(x: Tensor, size: int) -> Tensor:
     return _in_chunks(x, size, lambda new, cached: torch.cat((full_mask(new, cached), local_mask(new, back=0)), dim=-1))
 
 
+def top_left_chunks(x: Tensor, size: int) -> Tensor:
+    """No mask for one token, is_causal=True for more: right for single tokens and for a chunk without a cache."""
+    return _in_chunks(
+        x, size, lambda new, cached: full_mask(1, cached + 1) if new == 1 else causal_mask(new, cached + new)
+    )
+
+
+def forgetful(x: Tensor, size: int) -> Tensor:
+    """A token sees itself and the one before it, whatever the size: all sizes agree with one another."""
+    return _in_chunks(x, size, lambda new, cached: local_mask(new, query_start=cached, back=1))
+
+
+def first_cache(x: Tensor, size: int) -> Tensor:
+    """All samples read the keys and values of the first."""
+    first = x[:1].expand_as(x)
+    return attention(x, first, first, causal_mask(x.shape[2]))[0]
+
+
 def _compared_at(sizes: Callable[[int], list[int]]) -> Callable[[Decode, Tensor], bool]:
     """The right comparison, but at some sizes only."""
 
@@ -196,8 +220,8 @@ check_same_as_uncached = Exercise(
     task="same_as_uncached(decode, x) -> bool: does decode(x, size) agree with one causal attention at every size?",
     solution=same_as_uncached,
     cases=[
-        (decode, torch.randn(1, 1, length, 2, generator=torch.Generator().manual_seed(length)).round(decimals=1))
-        for decode in (correct, no_mask, top_left, strangers)
+        (decode, torch.randn(2, 2, length, 2, generator=torch.Generator().manual_seed(length)).round(decimals=1))
+        for decode in (correct, no_mask, top_left, strangers, top_left_chunks, forgetful, first_cache)
         for length in (2, 3, 5)
     ],
     mistakes={
@@ -205,6 +229,17 @@ check_same_as_uncached = Exercise(
         "chunks, too.": _compared_at(lambda length: [1]),
         "All at once: the first chunk is square and has no cache, so a wrong alignment passes your "
         "test. Try smaller chunks, too.": _compared_at(lambda length: [length]),
+        "One by one and all at once: a chunk that comes after cached tokens is neither. Try the sizes between.": (
+            _compared_at(lambda length: [1, length])
+        ),
+        "Compared with itself: what is wrong at every size agrees. Compare with one causal attention over all.": (
+            lambda decode, x: all(
+                torch.allclose(decode(x, size), decode(x, x.shape[2]), atol=1e-5) for size in range(1, x.shape[2])
+            )
+        ),
+        "The first sample alone: the others may read its cache. Compare all of them.": lambda decode, x: (
+            same_as_uncached(lambda part, size: decode(x, size)[:1], x[:1])
+        ),
         "The newest token alone: it may see everything, so an open future of the others passes your test. Compare all "
         "rows.": _newest_alone,
         "Wrong reference: without causal_mask the old tokens see the future, and no cache can give that.": (

@@ -175,6 +175,9 @@ check_own_words_forgotten = Exercise(
             all_of(causal_mask(tokens.shape[1]), segment_mask(_turns(tokens)))
         ),
         "Nothing forgotten: this is the causal mask.": lambda tokens: causal_mask(tokens.shape[1]),
+        "[BOT] left open: a turn is forgotten as a whole, and [BOT] is its first token.": lambda tokens: any_of(
+            own_words_forgotten(tokens), all_of(causal_mask(tokens.shape[1]), padding_mask(tokens == BOT))
+        ),
         "Speakers compared, not turns: the bot sees all its own words and not the guest's.": lambda tokens: all_of(
             causal_mask(tokens.shape[1]), segment_mask(_turns(tokens) % 2)
         ),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from utils.corpora import PAD
 from utils.exercises.core import Exercise
-from utils.exercises.mistakes import POLARITY, flipped
+from utils.exercises.mistakes import PADDED_QUERIES, POLARITY, flipped
 from utils.masks import all_of, any_of, causal_mask, mask_from_text, padding_mask, valid_from_lengths
 from utils.transformer import Seq2SeqMasks, Transformer, TransformerConfig, seq2seq_masks
 
@@ -146,6 +146,12 @@ def read_by_padding_alone(src: Tensor, src_valid: Tensor, tgt: Tensor, tgt_valid
     return _logits(src, tgt, seq2seq_masks(src_valid, tgt_valid)._replace(decoder_cross=cross))
 
 
+def read_by_the_second_place_alone(src: Tensor, src_valid: Tensor, tgt: Tensor, tgt_valid: Tensor) -> Tensor:
+    """One target place reads source padding."""
+    cross = padding_mask(src_valid) | (torch.arange(tgt.shape[1]) == 1)[:, None]
+    return _logits(src, tgt, seq2seq_masks(src_valid, tgt_valid)._replace(decoder_cross=cross))
+
+
 def _padded_to_five(src_lengths: list[int], tgt_lengths: list[int]) -> tuple[Tensor, ...]:
     """Random ids and flags of a batch whose two sides are padded to 5 places."""
     numbers = torch.Generator().manual_seed(0)
@@ -154,6 +160,11 @@ def _padded_to_five(src_lengths: list[int], tgt_lengths: list[int]) -> tuple[Ten
         valid = valid_from_lengths(torch.tensor(lengths), max_len=5)  # [B, 5]
         batch += [torch.randint(4, 11, valid.shape, generator=numbers).masked_fill(~valid, PAD), valid]
     return tuple(batch)
+
+
+def _target_changed(forward: Callable, src: Tensor, src_valid: Tensor, tgt: Tensor, tgt_valid: Tensor) -> bool:
+    before = forward(src, src_valid, tgt, tgt_valid)
+    return _differ(before, forward(src, src_valid, torch.where(tgt_valid, tgt, tgt + 1), tgt_valid), tgt_valid)
 
 
 check_reads_source_padding = Exercise(
@@ -167,8 +178,9 @@ check_reads_source_padding = Exercise(
             no_encoder_mask,
             no_causal_mask,
             read_by_padding_alone,
+            read_by_the_second_place_alone,
         )
-        for lengths in (([2], [4]), ([5, 2], [5, 3]), ([4, 4], [2, 3]))
+        for lengths in (([2], [4]), ([5, 2, 5], [5, 3, 4]), ([4, 4], [2, 3]))
     ],
     mistakes={
         "Polarity: the test says True for the models that are right. True is to mean that padding *is* read.": (
@@ -178,15 +190,14 @@ check_reads_source_padding = Exercise(
         "the source where src_valid is False, nowhere else.": lambda forward, src, src_valid, tgt, tgt_valid: _differ(
             forward(src, src_valid, tgt, tgt_valid), forward(src + 1, src_valid, tgt, tgt_valid), tgt_valid
         ),
-        "Wrong side: you changed the padding of the *target*. It stands behind the real places, where a causal mask "
-        "hides it anyway.": lambda forward, src, src_valid, tgt, tgt_valid: _differ(
-            forward(src, src_valid, tgt, tgt_valid),
-            forward(src, src_valid, torch.where(tgt_valid, tgt, tgt + 1), tgt_valid),
-            tgt_valid,
-        ),
-        "All places counted: nobody reads the output at a padded target place. Choose the real ones first, with "
-        "tgt_valid.": lambda forward, src, src_valid, tgt, tgt_valid: reads_source_padding(
-            lambda source, flags, *_: forward(source, flags, tgt, tgt_valid), src, src_valid, tgt, tgt_valid | True
+        "Never True: nothing that is read was changed. Source padding holds 0 already, so put another id there. The "
+        "padding of the *target* is behind the real places, where a causal mask hides it anyway.": _target_changed,
+        "One place only: the first target place need not be the one that reads it. Compare all real places.": (
+            lambda forward, src, src_valid, tgt, tgt_valid: _differ(
+                forward(src, src_valid, tgt, tgt_valid),
+                forward(torch.where(src_valid, src, src + 1), src_valid, tgt, tgt_valid),
+                tgt_valid & (torch.arange(tgt.shape[1]) == 0),
+            )
         ),
         "One sample only: the first sentence may fill its row, and then it has no padding to read. Look at the real "
         "places of all samples.": lambda forward, src, src_valid, tgt, tgt_valid: reads_source_padding(
@@ -213,6 +224,7 @@ check_wait_k = Exercise(
     mistakes={
         "Off by one: step 0 sees the first k tokens, which are the places 0 to k - 1. So step t sees up to place "
         "t + k - 1.": lambda src_valid, tgt_valid, k: _wait(src_valid, tgt_valid, k),
+        PADDED_QUERIES: lambda src_valid, tgt_valid, k: wait_k(src_valid, tgt_valid, k) & tgt_valid[:, None, :, None],
         "k is missing: this is the causal mask, where step t sees t + 1 tokens.": lambda src_valid, tgt_valid, k: _wait(
             src_valid, tgt_valid, 0
         ),

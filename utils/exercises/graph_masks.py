@@ -15,6 +15,7 @@ PAIRS = [  # edges and the number of nodes
     (torch.tensor([(0, 1), (1, 2)]), 3),
     (torch.tensor([(3, 0), (1, 3)]), 4),
     (torch.tensor([(0, 1), (0, 2), (1, 2), (2, 3)]), 5),
+    (torch.tensor([(0, 1), (0, 2), (1, 3), (2, 3)]), 4),  # two ways from 0 to 3
     (torch.tensor([(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 0)]), 6),
 ]
 
@@ -185,6 +186,11 @@ check_two_heads = Exercise(
         ),
         "Self-loops missing in head 0: the mask may come without them.": lambda mask: _heads(
             mask, two_heads(mask)[:, 1:]
+        ),
+        "Ways counted: two nodes may have several ways of two steps between them. Ask for > 0, not for == 1.": (
+            lambda mask: _heads(
+                hop_mask(mask, 1), any_of((mask.float() @ mask.float() == 1) & ~mask, hop_mask(mask, 0))
+            )
         ),
         "Heads exchanged: head 0 is the one that attends along the edges.": lambda mask: two_heads(mask).flip(1),
         "Two samples, not two heads: dimension 0 counts graphs. Join along dimension 1.": lambda mask: two_heads(

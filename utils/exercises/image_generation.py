@@ -125,12 +125,21 @@ def jumping(rows: Int[Tensor, "B L"]) -> Float[Tensor, "B L 1"]:
     return _seen_under(causal_mask(length) | full_mask(length).tril(2) & ~full_mask(length).tril(1), rows)
 
 
+def second_sample_open(rows: Int[Tensor, "B L"]) -> Float[Tensor, "B L 1"]:
+    """Causal for the first sample alone."""
+    return torch.cat((right_mask(rows[:1]), off_by_one(rows[1:])))
+
+
 ROWS = [torch.randint(4, 20, (2, length), generator=torch.Generator().manual_seed(length)) for length in (4, 9, 16)]
 
 check_first_leak = Exercise(
     task="first_leak(forward, rows) -> int: the first pixel that moves a prediction up to its own, -1 if none does.",
     solution=first_leak,
-    cases=[(forward, rows) for rows in ROWS for forward in (right_mask, off_by_one, own_row, last_row_open, jumping)],
+    cases=[
+        (forward, rows)
+        for rows in ROWS
+        for forward in (right_mask, off_by_one, own_row, last_row_open, jumping, second_sample_open)
+    ],
     mistakes={
         "Its own prediction forgotten: pixel p must not move prediction p either, and this is where a mask that is off "
         "by one leaks. Compare [:, : p + 1].": lambda forward, rows: _first_moved(forward, rows, until=0),
@@ -141,6 +150,9 @@ check_first_leak = Exercise(
         "[:, : p + 1].": lambda forward, rows: _first_moved(forward, rows, until=2),
         "Token instead of pixel: you returned the place in the row. Pixel p is token p + 1.": lambda forward, rows: (
             first_leak(forward, rows) + 1 if first_leak(forward, rows) >= 0 else -1
+        ),
+        "The first sample only: the others have masks, too. Compare all of them.": lambda forward, rows: first_leak(
+            lambda tokens: forward(tokens)[:1], rows
         ),
         "Never found: this says that there is no leak, whatever the model. A test that cannot fail proves nothing.": (
             lambda forward, rows: -1

@@ -119,8 +119,10 @@ check_chunk_mask = Exercise(
         "only.": lambda valid, size: _chunks(valid, torch.arange(valid.shape[1]), size),
         "Off by one: the first real token got place 1, so the first chunk is one token short. cumsum counts the token "
         "itself.": lambda valid, size: _chunks(valid, valid.cumsum(dim=1), size),
-        "Dead rows: padding got place -1 and with it a chunk of its own, in which every key is hidden. A query that is "
-        "padding counts as place 0.": lambda valid, size: _chunks(valid, valid.cumsum(dim=1) - 1, size),
+        "Dead rows: a query that is padding sees no key here. Either it got place -1, a chunk in which every key is "
+        "hidden, or you hid its row. It counts as place 0.": lambda valid, size: _chunks(
+            valid, valid.cumsum(dim=1) - 1, size
+        ),
         "Padding is visible: the chunks are right, but the padding on the left belongs to the first one. AND the "
         "padding mask.": lambda valid, size: segment_mask((valid.cumsum(dim=1) - 1).clamp(min=0) // size),
         POLARITY: flipped(chunk_mask),
@@ -143,20 +145,21 @@ def keep_itself(scores: Float[Tensor, "B H L L"], mask: Bool[Tensor, "B H L L"],
     return topk_mask(scores.masked_fill(_itself(scores), math.inf), mask, k)
 
 
-def _scores(length: int) -> Float[Tensor, "1 1 L L"]:
+def _scores(length: int) -> Float[Tensor, "2 2 L L"]:
     """Whole numbers in random order, so that no two scores of a row are equal."""
     numbers = torch.Generator().manual_seed(length)
-    return torch.rand(1, 1, length, length, generator=numbers).argsort(dim=-1) - length / 2
+    return torch.rand(2, 2, length, length, generator=numbers).argsort(dim=-1) - length / 2
 
 
 check_keep_itself = Exercise(
     task="keep_itself(scores, mask, k): each query keeps itself and the k - 1 best of its other visible keys.",
     solution=keep_itself,
     cases=[
-        (_scores(length), mask, k)
+        (scale * _scores(length), mask.expand(2, 2, -1, -1), k)
         for length in (3, 4, 6)
         for mask in (causal_mask(length), local_mask(length, back=2, ahead=1))
-        for k in (1, 2, 3)
+        for k in (1, 2, 3, 5)
+        for scale in (1, 1e10)  # beyond any finite fill
     ],
     mistakes={
         "Plain top-k: nothing makes a query keep itself. Give its own key a score that always wins.": topk_mask,
@@ -164,6 +167,17 @@ check_keep_itself = Exercise(
         "Hide them *before* the choice.": lambda scores, mask, k: keep_itself(scores, torch.ones_like(mask), k) & mask,
         "One key too many: the query itself is one of the k. Only k - 1 places are left for the others.": (
             lambda scores, mask, k: keep_itself(scores, mask, k + 1)
+        ),
+        "More places than keys: topk raises an error if k is larger than the number of keys. Ask for "
+        "min(k, scores.shape[-1]).": lambda scores, mask, k: keep_itself(
+            scores, mask, scores.topk(k, dim=-1).indices.shape[-1]
+        ),
+        "One sample and head only: each has scores of its own.": lambda scores, mask, k: torch.zeros_like(
+            mask
+        ).index_put((torch.tensor(0), torch.tensor(0)), keep_itself(scores, mask, k)[0, 0]),
+        "Finite fill: a score may be larger or smaller than any number that you choose. math.inf always wins, and "
+        "-math.inf never does.": lambda scores, mask, k: (
+            topk_mask(scores.masked_fill(_itself(scores), 1e9).masked_fill(~mask, -1e9), mask | True, k) & mask
         ),
         "Added afterwards: the query is ORed to its k best keys, so it has k + 1 of them where it was not among the "
         "best.": lambda scores, mask, k: any_of(topk_mask(scores, mask, k), _itself(scores)[None, None]),

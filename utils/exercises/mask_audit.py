@@ -64,12 +64,12 @@ def _blocking(diagonal: int, layer: nn.MultiheadAttention, x: Float[Tensor, "B L
     return layer(x, x, x, attn_mask=blocked, need_weights=False)[0]
 
 
-def _layer_and_input(length: int) -> tuple[nn.MultiheadAttention, Float[Tensor, "1 L D"]]:
+def _layer_and_input(length: int) -> tuple[nn.MultiheadAttention, Float[Tensor, "B L D"]]:
     """A layer in eval without gradients, and random vectors."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(length)
         layer = nn.MultiheadAttention(4, 2, batch_first=True).eval().requires_grad_(False)
-        x = torch.randn(1, length, 4).round(decimals=1)
+        x = torch.randn(1 + length % 2, length, 4).round(decimals=1)
     layer.__name__ = "nn.MultiheadAttention(4, 2, batch_first=True).eval()"  # what a failing case prints
     return layer, x
 
@@ -83,6 +83,10 @@ check_attend = Exercise(
         "path.": lambda layer, x: layer(x, x, x, is_causal=True, need_weights=False)[0],
         "Polarity: nn.MultiheadAttention reads True as blocked, so this shows each query the future alone. The last "
         "one is a dead row.": lambda layer, x: layer(x, x, x, attn_mask=causal_mask(x.shape[1])[0, 0])[0],
+        "One sample only: a mask of three dimensions is [B * num_heads, L, L]. What is the same for all may be "
+        "[L, L].": lambda layer, x: layer(
+            x, x, x, attn_mask=~causal_mask(x.shape[1])[0].expand(layer.num_heads, -1, -1)
+        )[0],
         "Off by one: the diagonal is blocked, so no query sees itself, and the first one is a dead row. Block from "
         "triu(1) on.": lambda layer, x: _blocking(0, layer, x),
         "Off by one: each query sees one token ahead. Block from triu(1) on.": lambda layer, x: _blocking(2, layer, x),
@@ -114,7 +118,7 @@ check_compare = Exercise(
         _measured(allowed, noise, seed)
         for length in (2, 3, 5)
         for allowed in (causal_mask(length)[0, 0], local_mask(length, back=1)[0, 0])
-        for noise in (0.001, 0.01)
+        for noise in (0.0, 0.001, 0.01)
         for seed in (length, length + 1)
     ],
     mistakes={
@@ -124,6 +128,12 @@ check_compare = Exercise(
         "much.": lambda measured, allowed, noise: ((measured > noise) & ~allowed, ~(measured > noise) & allowed),
         "Another factor: what moves by more than ten times the noise has moved, and 11 times is enough.": (
             lambda measured, allowed, noise: ((measured > 20 * noise) & ~allowed, ~(measured > 20 * noise) & allowed)
+        ),
+        "At least instead of more than: without any noise every output moves by at least 10 * 0.": (
+            lambda measured, allowed, noise: ((measured >= 10 * noise) & ~allowed, (measured < 10 * noise) & allowed)
+        ),
+        "Two limits: the audit calls a connection dead only within the noise. Here one limit serves both.": (
+            lambda measured, allowed, noise: ((measured > 10 * noise) & ~allowed, (measured <= noise) & allowed)
         ),
         "Only one way: a model that ignores its input has no leak. What is allowed and does not move is a finding, "
         "too.": lambda measured, allowed, noise: (compare(measured, allowed, noise)[0], torch.zeros_like(allowed)),

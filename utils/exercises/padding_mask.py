@@ -23,6 +23,9 @@ check_three_rows = Exercise(
         "Wrong side: here the padding stands behind the words, on the right. Left padding is section 9.": (
             valid_from_lengths(torch.tensor([1, 3, 2])).flip(1)[None, None]
         ),
+        "Another shape: these are the right rows, one for each sample, [3, 1, 1, 3]. Draw them below each other.": (
+            padding_mask(valid_from_lengths(torch.tensor([1, 3, 2])))
+        ),
         "Transposed: a row is a sentence and a column is a place in it. You have drawn it the other way.": (
             valid_from_lengths(torch.tensor([1, 3, 2])).T[None, None]
         ),
@@ -64,12 +67,12 @@ def _states(valid: Bool[Tensor, "B L"], shift: float) -> Float[Tensor, "B L 2"]:
 check_max_pooling = Exercise(
     task="max_pooling(states, valid): the largest value of each feature over the real tokens, [B, L, D] -> [B, D].",
     solution=max_pooling,
-    cases=[(_states(valid, shift), valid) for valid in VALID + LEFT_VALID for shift in (-1e10, -3.0, 0.0, 3.0)],
+    cases=[(_states(valid, shift), valid) for valid in VALID + LEFT_VALID for shift in (-1e37, -3.0, 0.0, 3.0)],
     mistakes={
         "Zero wins: after the product padding holds 0, which beats every negative number. The number that never wins a "
         "maximum is -inf.": lambda states, valid: (states * valid[:, :, None]).amax(dim=1),
         "Finite fill: it wins as soon as all real values lie below it. -inf never does.": (
-            lambda states, valid: states.masked_fill(~valid[:, :, None], -1e4).amax(dim=1)
+            lambda states, valid: states.masked_fill(~valid[:, :, None], -1e9).amax(dim=1)
         ),
         "No mask: the padding takes part in the maximum.": lambda states, valid: states.amax(dim=1),
         "Polarity: you have pooled over the padding. valid is True for the real tokens, so hide where ~valid.": (
@@ -129,13 +132,17 @@ def reads_padding(forward: Callable[[Tensor, Tensor], Tensor], x: Float[Tensor, 
     return bool((x.grad[~valid] != 0).any())
 
 
+def _gradient(of_output: Callable[[Tensor, Tensor], Tensor], forward: Callable, x: Tensor, valid: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    of_output(forward(x, valid), valid).square().sum().backward()
+    return x.grad
+
+
 def _reads(of_output: Callable[[Tensor, Tensor], Tensor], at: Callable[[Tensor], Tensor]) -> Callable[..., bool]:
     """The gradient test with another loss and other places where the gradient is looked at."""
 
     def wrong(forward: Callable[[Tensor, Tensor], Tensor], x: Tensor, valid: Tensor) -> bool:
-        x = x.clone().requires_grad_()
-        of_output(forward(x, valid), valid).square().sum().backward()
-        return bool((x.grad[at(valid)] != 0).any())
+        return bool((_gradient(of_output, forward, x, valid)[at(valid)] != 0).any())
 
     return wrong
 
@@ -171,11 +178,14 @@ check_reads_padding = Exercise(
     cases=[
         (forward, _states(valid, 0.0), valid)
         for forward in (correct, no_mask, zeroed, output_zeroed)
-        for valid in (VALID[0], LEFT_VALID[0], VALID[1])
+        for valid in (VALID[0], LEFT_VALID[0], VALID[1], valid_from_lengths(torch.tensor([2, 0, 3])))
     ],
     mistakes={
         "All outputs counted: an output *at* padding may depend on padding, since nobody reads it. Choose the real "
         "outputs first: forward(x, valid)[valid].": _reads(lambda output, valid: output, at=torch.logical_not),
+        "All instead of any: one number at padding that is read is enough.": lambda forward, x, valid: bool(
+            (_gradient(lambda output, valid: output[valid], forward, x, valid)[~valid] != 0).all()
+        ),
         "Wrong outputs: you looked at the outputs at padding. Nobody reads those; the rule is about the real ones.": (
             _reads(lambda output, valid: output[~valid], at=torch.logical_not)
         ),

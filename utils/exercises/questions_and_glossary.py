@@ -6,7 +6,7 @@ from torch import Tensor
 
 from utils.exercises.core import Exercise
 from utils.exercises.mistakes import POLARITY, TRANSPOSED, WRONG_AXIS, flipped, transposed
-from utils.masks import all_of, any_of, causal_mask, padding_mask, segment_mask, valid_from_lengths
+from utils.masks import all_of, any_of, causal_mask, local_mask, padding_mask, segment_mask, valid_from_lengths
 
 LEFT = torch.tensor([[False, False, True, True]])  # two real tokens, padded on the left
 
@@ -114,7 +114,8 @@ check_from_torch = Exercise(
     cases=[
         (~valid_from_lengths(torch.tensor(lengths), size), ~causal_mask(queries, size)[0, 0])
         for lengths, queries, size in (([2, 1], 2, 2), ([3, 2], 3, 3), ([4, 1, 2], 4, 4), ([1, 3], 2, 3), ([5], 3, 5))
-    ],
+    ]
+    + [(~valid_from_lengths(torch.tensor([2, 4])).flip(1), ~local_mask(4, back=1)[0, 0])],
     mistakes={
         POLARITY: flipped(from_torch),
         "Half negated: attn_mask still has True = blocked. Both masks of nn.MultiheadAttention do.": (
@@ -126,6 +127,9 @@ check_from_torch = Exercise(
         "OR of what is allowed: a key that one mask blocks is still seen if the other allows it. Blocked masks are "
         "joined with OR, allowed ones with AND.": (
             lambda key_padding_mask, attn_mask: padding_mask(~key_padding_mask) | ~attn_mask[None, None]
+        ),
+        "Always causal: attn_mask may block anything else. Take it as it is, negated.": (
+            lambda key_padding_mask, attn_mask: padding_mask(~key_padding_mask) & causal_mask(*attn_mask.shape)
         ),
         "Padding forgotten: key_padding_mask has no effect.": (
             lambda key_padding_mask, attn_mask: ~attn_mask[None, None].expand(len(key_padding_mask), -1, -1, -1)

@@ -67,7 +67,9 @@ def inputs_and_labels(tokens: Int[Tensor, "B L"]) -> tuple[Tensor, Tensor]:
 check_inputs_and_labels = Exercise(
     task="inputs_and_labels(tokens): [B, L] -> two tensors [B, L - 1], the inputs and for each input its label.",
     solution=inputs_and_labels,
-    cases=[(torch.arange(10, 10 + rows * length).reshape(rows, length),) for rows in (1, 2) for length in (2, 3, 5)],
+    cases=[
+        (torch.arange(2, 2 + rows * length).square().reshape(rows, length),) for rows in (1, 2) for length in (2, 3, 5)
+    ],
     mistakes={
         "Not shifted: each label is its own input, which the diagonal of the mask shows.": lambda tokens: (
             tokens,

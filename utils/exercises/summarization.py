@@ -71,7 +71,10 @@ def afraid_of_long_words(texts: Sequence[str]) -> list[str]:
     return ["they do not meet." if re.search(r"\w{7}", text) else "they meet in the park." for text in texts]
 
 
-REFUSED = "anna: shall we meet in the park? ben: fine. anna: or in the {}? ben: no. anna: see you then."
+REFUSED = (
+    "anna: shall we meet in the park? ben: fine. anna: or in the {0}? ben: no, not the {0}, halls are cold. "
+    "anna: see you then."
+)
 
 
 def _changed(write: Write, dialogue: str, word: str, others: Sequence[str]) -> list[str]:
@@ -109,7 +112,8 @@ check_fooled = Exercise(
         "A share: the question is how many, not which part of them.": lambda write, dialogue, word, others: (
             fooled(write, dialogue, word, others) / len(others)
         ),
-        "Compared with the dialogue: a summary never equals its dialogue. Compare summaries with each other.": (
+        "Compared with the dialogue: a summary never equals its dialogue, nor a list of summaries. Compare one summary "
+        "with another.": (
             lambda write, dialogue, word, others: sum(
                 text != dialogue for text in _changed(write, dialogue, word, others)
             )
@@ -194,6 +198,7 @@ check_depends_on_company = Exercise(
             ("one dog", "two cats", "no bird sang in the old park"),
             ("a long text comes before a short one", "the end"),
             ("alone",),
+            ("the cat", "a black dog barked", "the cat sat by another cat"),
         )
         for write in (own_words, reads_padding, reads_neighbour, cut_to_the_shortest)
     ],
@@ -206,7 +211,12 @@ check_depends_on_company = Exercise(
         "Only the shortest text tried: what spoils the long ones leaves it as it is. Try all of them.": (
             lambda write, texts: write(texts)[texts.index(min(texts, key=len))] != write([min(texts, key=len)])[0]
         ),
-        "Copies for company: a batch of equal lengths holds no padding.": lambda write, texts: any(
+        "Only the longest and the shortest tried: what lies between may be spoilt. Try all of them.": (
+            lambda write, texts: any(
+                write(texts)[texts.index(one)] != write([one])[0] for one in (max(texts, key=len), min(texts, key=len))
+            )
+        ),
+        "Never True, as with copies for company: a batch of equal lengths holds no padding.": lambda write, texts: any(
             write([text, text]) != 2 * write([text]) for text in texts
         ),
         "The other way round: True is to mean that the company matters.": lambda write, texts: (

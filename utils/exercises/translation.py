@@ -96,11 +96,11 @@ check_candidate_scores = Exercise(
     cases=[
         (*_candidates(lengths, at_padding), penalty)
         for lengths in ([2, 1], [1, 3, 4])
-        for at_padding in (-1.0, float("-inf"))
+        for at_padding in (-1.0, float("-inf"), float("nan"))
         for penalty in (0.0, 1.0, 2.0)
     ],
     mistakes={
-        "NaN: what stands at padding may be -inf, and 0 * -inf is NaN. A mask fills, it does not multiply.": (
+        "NaN: what stands at padding may be anything, and 0 * -inf is NaN. A mask fills, it does not multiply.": (
             lambda log_probs, valid, penalty: (log_probs * valid).sum(dim=1) / valid.sum(dim=1) ** penalty
         ),
         "Padding counted: the sum runs over all places. Fill those of the padding with 0 first.": (
@@ -159,9 +159,11 @@ def left_in_order_of_length(src: Tensor, src_valid: Tensor) -> Tensor:
     return all_masks(src, src_valid)[src_valid.sum(dim=1).argsort(stable=True)]
 
 
-def third_id_reads_padding(src: Tensor, src_valid: Tensor) -> Tensor:
-    """Begins well."""
-    return torch.cat((all_masks(src, src_valid)[:, :2], no_source_mask(src, src_valid)[:, 2:]), dim=1)
+def second_id_reads_padding(src: Tensor, src_valid: Tensor) -> Tensor:
+    """Begins well and ends well."""
+    ids = all_masks(src, src_valid)
+    ids[:, 1] = no_source_mask(src, src_valid)[:, 1]
+    return ids
 
 
 def _batch(lengths: list[int]) -> tuple[Tensor, Tensor]:
@@ -181,7 +183,7 @@ check_depends_on_company = Exercise(
             no_source_mask,
             normalised_over_the_batch,
             left_in_order_of_length,
-            third_id_reads_padding,
+            second_id_reads_padding,
         )
         for lengths in ([3], [3, 1], [2, 2], [1, 4, 2])
     ],
