@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 
@@ -185,7 +186,7 @@ def test_a_mask_may_be_drawn_or_typed(answer):
     assert PREDICTION.feedback(answer) == "✓ Right."
 
 
-@pytest.mark.parametrize("answer", [[0.5, 1.0], (0.5, 1), torch.tensor([0.5, 1.0]), [0.505, 1]])
+@pytest.mark.parametrize("answer", [[0.5, 1.0], (0.5, 1), torch.tensor([0.5, 1.0]), [0.505, 1], np.array([0.5, 1])])
 def test_numbers_may_come_in_any_list(answer):
     assert NUMBERS.feedback(answer) == "✓ Right."
 
@@ -216,9 +217,17 @@ def test_the_smallest_case_that_fails_is_drawn():
     ]
 
 
+def test_keys_do_not_broadcast():
+    """A mask with one key is none for two, though it could be stretched."""
+    assert PREDICTION.feedback(torch.ones(1, 1, 2, 1, dtype=torch.bool)).startswith("✗ Not yet")
+    alone = Exercise(task="The causal mask of one token.", solution=causal_mask(1), mistakes={})
+    assert alone.feedback(torch.ones(1, 1, 1, 2, dtype=torch.bool)).startswith("✗ Not yet")
+
+
 def test_an_answer_of_several_parts_is_compared_part_by_part():
     exercise = Exercise(task="A pair.", solution=lambda x: (x, x + 1), cases=[(torch.tensor([1]),)], mistakes={})
     assert exercise.feedback(lambda x: (x, x + 1)).startswith("✓")
+    assert exercise.feedback(lambda x: [x, x + 1]).startswith("✓")
     assert "In part 2 of the answer:\nexpected [2]\ngot      [1]" in exercise.feedback(lambda x: (x, x.clone()))
 
 
