@@ -374,6 +374,8 @@ def main() -> None:
     lengths = corpus_lengths(args.corpus, folder=args.data)
     if max(lengths) > min(args.max_tokens, args.row_len):
         parser.error(f"the longest text has {max(lengths)} words, more than --max-tokens or --row-len holds.")
+    if args.row_len > args.max_tokens:
+        parser.error(f"--row-len {args.row_len} is more than --max-tokens {args.max_tokens}: no row fits a batch.")
     qkv = random_qkv(args.length)
     masks, padding, cases = mask_contestants(qkv), padding_contestants(qkv), backend_cases(random_qkv(256))
     settings = {name: value for name, value in vars(args).items() if name not in ("data", "json")}

@@ -321,6 +321,14 @@ def test_a_mask_that_does_not_fit_is_refused(mask, error, message, need_weights)
         attention(*random_inputs(), mask, need_weights=need_weights)
 
 
+@BOTH_PATHS
+@pytest.mark.usefixtures("raw_errors")
+def test_a_query_without_heads_is_refused(need_weights):
+    query = torch.randn(B, LQ, 8)
+    with pytest.raises(ValueError, match=r"query has shape \[2, 4, 8\] .*; expected \[B, H, L, Dh\]"):
+        attention(query, query, query, full_mask(LQ), need_weights=need_weights)
+
+
 @pytest.mark.usefixtures("raw_errors")
 def test_d_model_is_shared_out_evenly_among_the_heads():
     with pytest.raises(ValueError, match="d_model = 10 must be a multiple of num_heads = 3"):

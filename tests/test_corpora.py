@@ -312,3 +312,19 @@ def test_an_epoch_holds_each_text_once():
     batches = list(BucketedTexts(texts, max_tokens=16)(0))
     assert sorted((token - 10) for batch in batches for token in batch.tokens[:, 0].tolist()) == list(range(50))
     assert all(torch.equal(batch.scored, batch.valid) for batch in batches)
+
+
+def test_each_token_of_a_text_has_its_flag():
+    with pytest.raises(ValueError, match="expected one flag for each token"):
+        corpora.text_batch([[5, 6, 7], [8, 9]], [[True] * 3, [True] * 3])
+
+
+def test_a_vocabulary_without_room_for_the_signs_is_refused():
+    with pytest.raises(ValueError, match="vocab_size is 10, but the signs of these lines alone make"):
+        corpora.train_tokenizer(["the quick brown fox"], 10)
+
+
+def test_one_string_is_no_list_of_lines():
+    tokenizer = corpora.train_tokenizer(["two dogs"], 30)
+    with pytest.raises(TypeError, match=r"expected a list of them: \[line\]"):
+        corpora.encode(tokenizer, "two dogs")

@@ -316,6 +316,19 @@ def test_prompts_that_end_with_padding_are_refused():
         decoder_only_next_logits(language_model(), torch.tensor([[True, True], [True, False]]))
 
 
+@pytest.mark.parametrize("count", [3, 4])
+def test_beam_search_refuses_beginnings_that_are_not_repeated(count):
+    start = torch.arange(4, 4 + count)[:, None]
+    with pytest.raises(ValueError, match=f"start has {count} rows; expected beam_size = 2 equal ones"):
+        beam_search(loop_model, start, torch.full((count,), 2), beam_size=2)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_p": 0.0}])
+def test_sampling_refuses_what_leaves_no_choice(wrong):
+    with pytest.raises(ValueError, match="expected a temperature and a top_p above 0"):
+        sample(loop_model, torch.tensor([[BOS]]), torch.tensor([2]), **wrong)
+
+
 @pytest.mark.parametrize("search, beam_size", SEARCHES[::2], ids=lambda value: getattr(value, "__name__", ""))
 def test_searches_return_only_what_they_wrote(search, beam_size):
     start, max_len = torch.tensor([[BOS, 4, 5, 5]]).expand(beam_size, -1), torch.full((beam_size,), 2)

@@ -63,6 +63,12 @@ def test_the_formula_says_how_the_rules_were_joined():
     assert explore(State()).formula == "every key"
 
 
+@pytest.mark.parametrize("rules", [{"casual": "AND"}, {"causal": "and"}, {"causal": "off"}])
+def test_a_rule_that_is_none_is_refused(rules):
+    with pytest.raises(ValueError, match=r"unknown rules .*; expected some of causal, .*, each AND or OR"):
+        State(rules=rules)
+
+
 def test_a_flipped_cell_is_the_only_one_that_changes():
     before, after = mask_of(rules={"causal": "AND"}), mask_of(rules={"causal": "AND"}, flipped=frozenset({(0, 3)}))
     assert (before != after).nonzero().tolist() == [[0, 0, 0, 3]]

@@ -361,6 +361,7 @@ FLAGS = torch.tensor([[1, 1, 0]])
         (lambda: valid_from_lengths(torch.tensor([2, -1])), ValueError, "from -1 to 2; expected 0"),
         (lambda: graph_mask(torch.tensor([[0, 1, 2], [1, 2, 0]]), 3), ValueError, r"shape \[2, 3\]; .*edges.T"),
         (lambda: graph_mask(torch.tensor([[0, 1], [1, 3]]), 3), ValueError, "from 0 to 3; expected 0 to .* = 2"),
+        (lambda: graph_mask(torch.ones(3, 2), 3), TypeError, "edges has dtype torch.float32; expected integers"),
         (lambda: graph_mask(torch.tensor([[-1, 1]]), 3), ValueError, "from -1 to 1; expected 0 to .* = 2"),
         (lambda: hop_mask(full_mask(2, 3), 1), ValueError, r"shape \[1, 1, 2, 3\] .*; expected \[B, H, L, L\]"),
         (lambda: hop_mask(full_mask(2), -1), ValueError, "hops is -1; expected"),

@@ -1,8 +1,10 @@
 """The scores of generated texts, against counts by hand."""
 
+from functools import partial
+
 import pytest
 
-from utils.scores import rouge
+from utils.scores import bleu_13a, bleu_moses, rouge
 
 
 def test_rouge_counts_stems_pairs_and_the_longest_common_subsequence():
@@ -12,6 +14,8 @@ def test_rouge_counts_stems_pairs_and_the_longest_common_subsequence():
     assert found == pytest.approx(expected)
 
 
-def test_rouge_wants_a_reference_for_each_text():
-    with pytest.raises(ValueError):
-        rouge(["a"], ["a", "b"])
+@pytest.mark.parametrize("score", [bleu_13a, partial(bleu_moses, language="en"), rouge])
+@pytest.mark.parametrize(("texts", "references"), [(["a b", "c d"], ["a b"]), (["a"], ["a", "b"]), ([], [])])
+def test_every_score_wants_a_reference_for_each_text(score, texts, references):
+    with pytest.raises(ValueError, match=f"{len(texts)} texts and {len(references)} references; expected equally many"):
+        score(texts, references)

@@ -53,6 +53,10 @@ def masked_softmax(scores: Float[Tensor, "B H Lq Lk"], mask: Tensor | None) -> F
 
 
 def _check_fit(mask: Tensor, query: Tensor, key: Tensor) -> None:
+    if query.ndim != 4 or key.ndim != 4:
+        raise ValueError(
+            f"query has shape {list(query.shape)} and key {list(key.shape)}; expected [B, H, L, Dh] under a mask."
+        )
     wanted = (*query.shape[:-1], key.shape[-2])  # [B, H, Lq, Lk]
     fits = all(size in (1, full) for size, full in zip(check_mask(mask).shape[:3], wanted, strict=False))
     if not fits or mask.shape[3] != wanted[3]:

@@ -12,6 +12,12 @@ from utils.masks import check_mask
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
+def _check_bool(flags: Tensor, name: str) -> Tensor:
+    if flags.dtype != torch.bool:  # ~ of the integer 1 is -2
+        raise TypeError(f"{name} has dtype {flags.dtype}; expected torch.bool. From 1/0: {name}.bool().")
+    return flags
+
+
 def to_additive(mask: Tensor, dtype: torch.dtype = torch.float32) -> Float[Tensor, "B H Lq Lk"]:
     """0 where a query may attend, -inf where it may not: what is *added* to the scores before the softmax.
 
@@ -23,8 +29,11 @@ def to_additive(mask: Tensor, dtype: torch.dtype = torch.float32) -> Float[Tenso
 def from_additive(scores: Float[Tensor, "B H Lq Lk"]) -> Bool[Tensor, "B H Lq Lk"]:
     """Undo `to_additive`; the lowest finite number of the dtype, as Hugging Face adds it, counts as -inf.
 
-    Raises ValueError for any other value: a bias is not a mask, and 1/0 flags are not meant to be added.
+    Raises ValueError for any other value: a bias is not a mask, and 1/0 flags are not meant to be added. Raises
+    TypeError for what is not floating-point.
     """
+    if not scores.is_floating_point():
+        raise TypeError(f"an additive mask holds the floats 0 and -inf, not {scores.dtype}. From flags: mask.bool().")
     visible = scores == 0
     blocked = scores <= torch.finfo(scores.dtype).min
     if not (visible | blocked).all():
@@ -52,21 +61,24 @@ def to_multihead(mask: Tensor, num_heads: int) -> Bool[Tensor, "BH Lq Lk"]:
 def from_multihead(mask: Bool[Tensor, "BH Lq Lk"], num_heads: int) -> Bool[Tensor, "B H Lq Lk"]:
     """Undo `to_multihead`: [B*H, Lq, Lk], True = blocked -> [B, H, Lq, Lk], True = may attend.
 
-    Raises ValueError if the first dimension is not a multiple of `num_heads`.
+    Raises ValueError if the first dimension is not a multiple of `num_heads`, TypeError if the mask is not boolean.
     """
     if mask.ndim != 3 or len(mask) % num_heads:
         raise ValueError(f"mask has shape {list(mask.shape)}; expected [B*H, Lq, Lk] with H = num_heads = {num_heads}.")
-    return ~mask.unflatten(0, (-1, num_heads))
+    return ~_check_bool(mask, "mask").unflatten(0, (-1, num_heads))
 
 
 def to_key_padding(valid: Bool[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
-    """`key_padding_mask` of nn.MultiheadAttention and nn.Transformer: True = *padding*, from True = real token."""
-    return ~valid
+    """`key_padding_mask` of nn.MultiheadAttention and nn.Transformer: True = *padding*, from True = real token.
+
+    Raises TypeError, as its way back, for flags that are not boolean.
+    """
+    return ~_check_bool(valid, "valid")
 
 
 def from_key_padding(mask: Bool[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
     """Undo `to_key_padding`: True = padding -> True = real token."""
-    return ~mask
+    return ~_check_bool(mask, "mask")
 
 
 def to_hugging_face(valid: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
@@ -109,7 +121,7 @@ def from_keras(mask: Bool[Tensor, "B Lq Lk"]) -> Bool[Tensor, "B 1 Lq Lk"]:
 def to_lengths(valid: Bool[Tensor, "B L"]) -> Int[Tensor, " B"]:
     """Number of real tokens of each sample, int32: `key_value_seq_lengths` of jax.nn.dot_product_attention.
 
-    `masks.valid_from_lengths` undoes it.
+    `masks.valid_from_lengths(lengths, L)` undoes it.
 
     Raises ValueError if a real token follows padding: a length can only say "padded on the right".
     """

@@ -55,7 +55,14 @@ def beam_search(
     place among the best as long as its log-probability does. When all have ended, log-probability / length **
     length_penalty decides, because a sum of logarithms alone prefers short ones; the length counts what was written
     and one token of `start`. Returns the written ids without `start` and [EOS].
+
+    Raises ValueError unless `start` holds each beginning `beam_size` times.
     """
+    if len(start) % beam_size or not torch.equal(start, start[::beam_size].repeat_interleave(beam_size, dim=0)):
+        raise ValueError(
+            f"start has {len(start)} rows; expected beam_size = {beam_size} equal ones for each sequence, one after "
+            "the other: start.repeat_interleave(beam_size, dim=0)."
+        )
     tokens, start_len, count = start, start.shape[1], len(start) // beam_size
     first_rows = beam_size * torch.arange(count, device=start.device)[:, None]
     scores = torch.full((count, beam_size), float("-inf"), device=start.device)
@@ -87,7 +94,12 @@ def sample(
 
     `temperature` below 1 sharpens the distribution; `top_p` keeps only the likeliest tokens that together have
     this probability (Holtzman et al., 2020). Returns the written ids without `start` and [EOS].
+
+    Raises ValueError for a temperature of 0 or below, which `greedy_search` is the limit of, and a `top_p` that keeps
+    nothing.
     """
+    if temperature <= 0 or top_p <= 0:
+        raise ValueError(f"expected a temperature and a top_p above 0; got {temperature} and {top_p}.")
     tokens = start
     while not (finished := _finished(tokens, max_len, start.shape[1])).all():
         probabilities = _nucleus(torch.softmax(next_logits(tokens).float() / temperature, dim=-1), top_p)
@@ -177,7 +189,7 @@ def seq2seq_next_logits(
     build_masks: BuildMasks = seq2seq_masks,
     cached: bool = True,
 ) -> NextLogits:
-    """Encode the sources once, and return the function that scores the next target token.
+    """Encode the sources once, and return the function that scores the next target token; for a model in eval mode.
 
     With `beam_size` rows for each source, as `beam_search` wants them. Give wrong masks to see what they do; then all
     tokens are read anew at each step, since only a causal mask allows a cache.
@@ -199,7 +211,7 @@ def seq2seq_next_logits(
 def decoder_only_next_logits(
     model: DecoderOnly, valid: Bool[Tensor, "N L"] | None = None, *, beam_size: int = 1, cached: bool = True
 ) -> NextLogits:
-    """The function that scores the next token of texts.
+    """The function that scores the next token of texts, for a model in eval mode.
 
     `valid` marks the real tokens of prompts that are padded on the left; None: nothing is padded. What is written
     after them is real. With `beam_size` rows for each prompt, as `beam_search` wants them.

@@ -60,6 +60,10 @@ class State:
     prefix: int = 2
     flipped: frozenset[tuple[int, int]] = frozenset()
 
+    def __post_init__(self) -> None:
+        if wrong := {name: join for name, join in self.rules.items() if name not in RULES or join not in CHOICES[1:]}:
+            raise ValueError(f"unknown rules {wrong}; expected some of {', '.join(RULES)}, each AND or OR.")
+
 
 class Picture(NamedTuple):
     """What there is to see for a State."""

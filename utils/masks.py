@@ -2,7 +2,7 @@
 
 A mask is a boolean tensor, True = may attend, always 4-D and broadcastable: [B|1, H|1, Lq|1, Lk]
 (batch, heads, queries, keys). True in row i and column j means: query i may attend to key j.
-In the drawings ■ is True (may attend) and ⬚ is False (may not).
+In the drawings ■ is True (may attend) and ⬚ is False (may not); lists in their calls stand for tensors.
 """
 
 from collections.abc import Callable
@@ -287,13 +287,17 @@ def graph_mask(edges: Int[Tensor, "E 2"], num_nodes: int) -> Bool[Tensor, "1 1 N
     ■⬚⬚⬚
     ⬚⬚■⬚
 
-    Raises ValueError if `edges` is not a list of pairs or names a node that does not exist.
+    Raises ValueError if `edges` is not a list of pairs or names a node that does not exist, TypeError if it holds no
+    integers.
     """
     if edges.ndim != 2 or edges.shape[1] != 2:
         raise ValueError(
             f"edges has shape {list(edges.shape)}; expected [E, 2], one pair (source, target) for each edge. "
             "From [2, E]: edges.T."
         )
+    if edges.is_floating_point() or edges.dtype == torch.bool:
+        raise TypeError(f"edges has dtype {edges.dtype}; expected integers, the numbers of nodes.")
+    edges = edges.long()  # torch takes uint8 indices for flags
     nodes = _positions(num_nodes, 0, edges.device)
     if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < num_nodes:
         raise ValueError(

@@ -57,6 +57,7 @@ def plot_mask(
 ) -> Axes:
     """Draw one mask, [1, 1, Lq, Lk]: blue = may attend, grey with a cross = may not, orange frame = dead row.
 
+    Beyond 1,024 pairs the crosses are left out; grey is lighter than blue, too.
     `queries` and `keys` name the rows and columns, for example with the tokens.
 
     Raises ValueError if the mask holds several samples or heads: choose one by slicing, mask[b:b+1, h:h+1].

@@ -67,8 +67,8 @@ def language_loss(
 ) -> tuple[Tensor, int]:
     """From the text up to token t predict token t + 1, if that one is scored. Returns (loss, number of labels).
 
-    `mask` over all tokens but the last takes the place of `decoder_only_mask`: one [1, 1, L - 1, L - 1] is enough
-    where no text is padded.
+    `mask` over all tokens but the last takes the place of `decoder_only_mask`, which None means here, and only here:
+    one [1, 1, L - 1, L - 1] is enough where no text is padded, and full_mask(L - 1) shows every key.
     """
     mask = decoder_only_mask(batch.valid[:, :-1]) if mask is None else mask
     logits, _ = model(batch.tokens[:, :-1], mask)
@@ -86,6 +86,8 @@ def next_token_loss(
 @torch.no_grad()
 def mean_loss(model: nn.Module, loss_of: Loss, batches: Iterable[Any]) -> float:
     """The loss over all labels of all batches, in nats a label, without dropout. Divide by log 2 for bits.
+
+    The model stays in eval mode.
 
     Raises ValueError if there is no label.
     """
@@ -215,11 +217,11 @@ def keep_freed_memory() -> None:
 
     A step frees its logits and asks for as much again in the next one. By default glibc gives memory of this size back
     to the system, which clears every page before it hands it out anew; benchmarks/README.md has what that cost. The two
-    settings are those of mallopt(3).
+    settings are those of mallopt(3); an older glibc refuses more than 32 MiB for the second.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    for setting in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) if mallopt else ():
-        mallopt(setting, 2**30)
+    if mallopt and any(mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25)):
+        mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def train(
@@ -237,11 +239,11 @@ def train(
 ) -> History:
     """Train for a number of steps or of minutes: AdamW, gradients clipped to norm 1, mixed precision on a GPU.
 
-    `loss_of(model, batch)` returns the mean loss and the number of its labels; `batches_of(epoch)` gives the batches
-    of an epoch. The learning rate climbs to `learning_rate` over the `warmup` share of the budget, then falls in a
-    line to 0. With `checkpoint`, the run is saved there once a minute and at its end, and a later call with the
-    same arguments goes on where it stopped. `settings` names what else makes the run what it is (seed, data), for
-    the same check. Seed with torch.manual_seed before building the model.
+    `loss_of(model, batch)` returns the mean loss and the number of its labels; `batches_of(epoch)` gives the batches of
+    an epoch. The learning rate climbs from 0 to `learning_rate` over the `warmup` share of the budget, then falls in a
+    line to 0; so the first step changes nothing. With `checkpoint`, the run is saved there once a minute and at its
+    end, and a later call with the same arguments goes on where it stopped. `settings` names what else makes the run
+    what it is (seed, data), for the same check. Seed with torch.manual_seed before building the model.
 
     Raises ValueError unless exactly one of `steps` and `minutes` is given, for a budget or a `warmup` of nothing, for
     an epoch without a batch, and when `checkpoint` was begun with other settings; FloatingPointError when the loss is
@@ -285,14 +287,16 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str] 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, notes)
+    own = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}  # not shared
+    save_file(own, temporary, notes)
     os.replace(temporary, path)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and notes of a safetensors file: numbers and text only, nothing in it is executed."""
     with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        # Copies: what still lies in the file keeps Windows from replacing it.
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def save_checkpoint(path: Path, model: Model, tokenizer: Tokenizer | None, record: dict[str, Any]) -> None:
@@ -308,7 +312,8 @@ def save_checkpoint(path: Path, model: Model, tokenizer: Tokenizer | None, recor
     if type(model).__name__ not in KINDS:
         raise TypeError(f"a {type(model).__name__} cannot be loaded again; expected {' or '.join(KINDS)}.")
     write_tensors(path, {name: value.half() for name, value in model.state_dict().items()})
-    record = {"model": type(model).__name__, "config": asdict(model.config)} | record
+    kind = {"model": type(model).__name__, "config": asdict(model.config)}
+    record = kind | record | kind  # first in the file, and never those of an older model
     write_text(path.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     pieces = path.with_suffix(".tokenizer.json")
     if tokenizer:

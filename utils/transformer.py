@@ -45,8 +45,9 @@ def seq2seq_masks(src_valid: Bool[Tensor, "B Ls"], tgt_valid: Bool[Tensor, "B Lt
 
 
 def decoder_only_mask(valid: Bool[Tensor, "B L"], *, cached: int = 0) -> Bool[Tensor, "B 1 Lq L"]:
-    """Causal and padding: a token sees itself and the real tokens before it.
+    """Causal and padding: a real token sees itself and the real tokens before it.
 
+    A padded one sees only the latter, so the row of padding on the left is dead.
     The first `cached` tokens are keys alone: only the other L - cached are queries, each with the row that it has
     in the whole mask.
     """
@@ -109,7 +110,7 @@ class Dropout(nn.Dropout):
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)  # 64 bits in a draw
         bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # from -2¹⁵ to 2¹⁵ - 1
         kept = bits >= int(self.p * 2**16) - 2**15
-        return x * (kept / (1 - self.p)).to(x.dtype)
+        return x * (kept.to(x.dtype) / (1 - self.p))
 
 
 def sinusoids(positions: Int[Tensor, "B L"], d_model: int) -> Float[Tensor, "B L D"]:

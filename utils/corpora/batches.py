@@ -57,7 +57,12 @@ class TextBatch(NamedTuple):
 
 
 def text_batch(texts: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]]) -> TextBatch:
-    """Pad token ids and the flags of the tokens that count in the loss into one batch; padding never counts."""
+    """Pad token ids and the flags of the tokens that count in the loss into one batch; padding never counts.
+
+    Raises ValueError unless each token has its flag.
+    """
+    if [len(text) for text in texts] != [len(flags) for flags in scored]:
+        raise ValueError("texts and scored have other lengths; expected one flag for each token.")
     tokens, valid = pad(texts)
     flags, _ = pad([list(map(int, row)) for row in scored])
     return TextBatch(tokens, valid, flags.bool())
@@ -111,7 +116,7 @@ def _packed_row(
 ) -> tuple[Tensor, ...]:
     """Tokens, segments, positions and flags of one row."""
     places = [
-        (token, segment, position, flag and position > 0)
+        (token, segment, position, bool(flag) and position > 0)
         for segment, index in enumerate(row)
         for position, (token, flag) in enumerate(zip(texts[index], scored[index], strict=True))
     ]

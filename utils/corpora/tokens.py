@@ -17,6 +17,8 @@ def train_tokenizer(lines: Sequence[str], vocab_size: int, *, markers: Sequence[
 
     `markers` are special tokens of a task, for example of the speakers in a dialogue; they get the ids from 4 on.
     One tokenizer for source and target together: names and numbers then keep their pieces in both languages.
+
+    Raises ValueError if the lines have more different signs than `vocab_size` leaves room for.
     """
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -26,6 +28,8 @@ def train_tokenizer(lines: Sequence[str], vocab_size: int, *, markers: Sequence[
     special = [*SPECIAL_TOKENS, *markers]
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(lines, trainer)
+    if (size := tokenizer.get_vocab_size()) > vocab_size:
+        raise ValueError(f"vocab_size is {vocab_size}, but the signs of these lines alone make {size} pieces.")
     return tokenizer
 
 
@@ -36,7 +40,11 @@ def encode(
 
     With `limit`, only the first `limit` pieces of a line are kept. Text is lower-cased before it is read, so nobody can
     write a special token: "[EOS]" becomes plain pieces.
+
+    Raises TypeError for one string in place of the lines: each of its letters would be a line.
     """
+    if isinstance(lines, str):
+        raise TypeError("lines is one string; expected a list of them: [line].")
     start = [BOS] if bos else []
     encodings = tokenizer.encode_batch([line.lower() for line in lines])
     return [start + encoding.ids[:limit] + [EOS] for encoding in encodings]
