@@ -56,13 +56,17 @@ class TextBatch(NamedTuple):
         return TextBatch(*(tensor.to(device) for tensor in self))
 
 
+def _check_flags(texts: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]]) -> None:
+    if [len(text) for text in texts] != [len(flags) for flags in scored]:
+        raise ValueError("texts and scored must have the same lengths; expected one flag for each token.")
+
+
 def text_batch(texts: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]]) -> TextBatch:
     """Pad token ids and the flags of the tokens that count in the loss into one batch; padding never counts.
 
     Raises ValueError unless each token has its flag.
     """
-    if [len(text) for text in texts] != [len(flags) for flags in scored]:
-        raise ValueError("texts and scored have other lengths; expected one flag for each token.")
+    _check_flags(texts, scored)
     tokens, valid = pad(texts)
     flags, _ = pad([list(map(int, row)) for row in scored])
     return TextBatch(tokens, valid, flags.bool())
@@ -207,7 +211,6 @@ class BucketedTexts(_Bucketed):
         self, texts: list[list[int]], scored: list[list[bool]] | None = None, *, max_tokens: int, seed: int = 0
     ) -> None:
         scored = [[True] * len(text) for text in texts] if scored is None else scored
-        if [len(text) for text in texts] != [len(flags) for flags in scored]:
-            raise ValueError("texts and scored must have the same lengths: one flag for each token.")
+        _check_flags(texts, scored)  # here, before the training
         items = list(zip(texts, scored, strict=True))
         super().__init__(items, [len(text) for text in texts], [0] * len(texts), text_batch, max_tokens, seed)

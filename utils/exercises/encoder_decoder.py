@@ -162,6 +162,13 @@ def _padded_to_five(src_lengths: list[int], tgt_lengths: list[int]) -> tuple[Ten
     return tuple(batch)
 
 
+def _compared_at(places: Callable[[Tensor], Tensor]) -> Callable[..., bool]:
+    """The right test, but the outputs are compared at places(tgt_valid)."""
+    return lambda forward, src, src_valid, tgt, tgt_valid: reads_source_padding(
+        lambda source, flags, *_: forward(source, flags, tgt, tgt_valid), src, src_valid, tgt, places(tgt_valid)
+    )
+
+
 def _target_changed(forward: Callable, src: Tensor, src_valid: Tensor, tgt: Tensor, tgt_valid: Tensor) -> bool:
     before = forward(src, src_valid, tgt, tgt_valid)
     return _differ(before, forward(src, src_valid, torch.where(tgt_valid, tgt, tgt + 1), tgt_valid), tgt_valid)
@@ -192,12 +199,10 @@ check_reads_source_padding = Exercise(
         ),
         "Never True: nothing that is read was changed. Source padding holds 0 already, so put another id there. The "
         "padding of the *target* is behind the real places, where a causal mask hides it anyway.": _target_changed,
+        "All places counted: nobody reads the output at a padded target place. Choose the real ones first, with "
+        "tgt_valid.": _compared_at(torch.ones_like),
         "One place only: the first target place need not be the one that reads it. Compare all real places.": (
-            lambda forward, src, src_valid, tgt, tgt_valid: _differ(
-                forward(src, src_valid, tgt, tgt_valid),
-                forward(torch.where(src_valid, src, src + 1), src_valid, tgt, tgt_valid),
-                tgt_valid & (torch.arange(tgt.shape[1]) == 0),
-            )
+            _compared_at(lambda tgt_valid: tgt_valid & (torch.arange(tgt_valid.shape[1]) == 0))
         ),
         "One sample only: the first sentence may fill its row, and then it has no padding to read. Look at the real "
         "places of all samples.": lambda forward, src, src_valid, tgt, tgt_valid: reads_source_padding(
