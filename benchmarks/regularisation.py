@@ -1,13 +1,16 @@
 """Ways to make more of a small parallel corpus: other pieces in each epoch, hidden tokens, agreement, teachers."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
+from jaxtyping import Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
 
-from utils.corpora import BOS, EOS, UNK, BucketedPairs, Seq2SeqBatch, encode
+from utils.corpora import BOS, EOS, UNK, BucketedPairs, Seq2SeqBatch, buckets, encode, seq2seq_batch
 from utils.training import seq2seq_loss, token_loss
 from utils.transformer import Transformer, seq2seq_masks
 
@@ -109,17 +112,71 @@ class LaterRDrop:
         return r_drop_loss(model, batch, weight=self.weight) if self.on else seq2seq_loss(model, batch)
 
 
-def distillation_loss(
-    model: Transformer, batch: Seq2SeqBatch, *, teachers: Sequence[Transformer]
-) -> tuple[Tensor, int]:
-    """Teacher forcing towards the mean of the probabilities of trained models, not towards the one right token.
+class TaughtBatch(NamedTuple):
+    """A batch and, for each label, the tokens that trained models hold for the likeliest in its place."""
 
-    Returns (loss, number of labels). Hinton et al. (2015); for translation word by word: Kim & Rush (2016).
+    pairs: Seq2SeqBatch
+    tokens: Int[Tensor, "B L K"]
+    probabilities: Float[Tensor, "B L K"]
+
+    def to(self, device: torch.device | str) -> "TaughtBatch":
+        """The same batch on another device."""
+        return TaughtBatch(*(part.to(device) for part in self))
+
+
+class TaughtPairs(BucketedPairs):
+    """Pairs with what trained models say in the place of each label: the mean of their probabilities.
+
+    The models, in eval mode, are asked once, before the training; the `likeliest` tokens of each place are kept, with
+    probabilities that sum to 1. Hinton et al. (2015); for translation word by word: Kim & Rush (2016).
     """
-    valid = batch.tgt_valid[:, 1:]
-    masks = seq2seq_masks(batch.src_valid, batch.tgt_valid[:, :-1])
-    given = batch.src, batch.tgt[:, :-1], masks
-    with torch.no_grad():
-        taught = torch.stack([teacher(*given)[0][valid].softmax(dim=-1) for teacher in teachers]).mean(dim=0)  # [N, V]
-    logits, _ = model(*given)
-    return F.cross_entropy(logits[valid], taught), len(taught)
+
+    def __init__(self, pairs: BucketedPairs, teachers: Sequence[Transformer], *, likeliest: int = 32) -> None:
+        super().__init__(pairs.sources, pairs.targets, max_tokens=pairs.max_tokens, seed=pairs.seed)
+        self.items = [(*pair, *said) for pair, said in zip(self.items, self._asked(teachers, likeliest), strict=True)]
+        self.make_batch = _taught_batch
+
+    def _asked(self, teachers: Sequence[Transformer], likeliest: int) -> list[tuple[Tensor, Tensor]]:
+        """For each pair the likeliest tokens in the place of each label and their probabilities, [L, K] both."""
+        said: list[Any] = [None] * len(self.items)
+        with tqdm(total=len(said), desc="asking the teachers") as bar:
+            for group in buckets(self.lengths, 8192):
+                batch = seq2seq_batch(
+                    [self.sources[index] for index in group], [self.targets[index] for index in group]
+                )
+                for index, *both in zip(group, *_likeliest(batch, teachers, likeliest), strict=True):
+                    said[index] = tuple(part[: len(self.targets[index]) - 1].clone() for part in both)
+                bar.update(len(group))
+        return said
+
+
+@torch.no_grad()
+def _likeliest(batch: Seq2SeqBatch, teachers: Sequence[Transformer], count: int) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens in the place of each label and their probabilities, [B, L, K] both, on the CPU."""
+    batch = batch.to(teachers[0].embedding.weight.device)
+    given = batch.src, batch.tgt[:, :-1], seq2seq_masks(batch.src_valid, batch.tgt_valid[:, :-1])
+    mean = torch.stack([teacher(*given)[0].softmax(dim=-1) for teacher in teachers]).mean(dim=0)  # [B, L, V]
+    probabilities, tokens = mean.topk(count)
+    return tokens.int().cpu(), (probabilities / probabilities.sum(dim=-1, keepdim=True)).cpu()
+
+
+def _taught_batch(
+    sources: Sequence[list[int]],
+    targets: Sequence[list[int]],
+    tokens: Sequence[Tensor],
+    probabilities: Sequence[Tensor],
+) -> TaughtBatch:
+    padded = (pad_sequence(part, batch_first=True) for part in (tokens, probabilities))
+    return TaughtBatch(seq2seq_batch(sources, targets), *padded)
+
+
+def distillation_loss(model: Transformer, batch: TaughtBatch) -> tuple[Tensor, int]:
+    """Teacher forcing towards what trained models say, not towards the one right token: the mean cross-entropy.
+
+    Returns (loss, number of labels).
+    """
+    pairs, valid = batch.pairs, batch.pairs.tgt_valid[:, 1:]
+    masks = seq2seq_masks(pairs.src_valid, pairs.tgt_valid[:, :-1])
+    logits, _ = model(pairs.src, pairs.tgt[:, :-1], masks)
+    expected = (batch.probabilities * logits.gather(-1, batch.tokens.long())).sum(dim=-1)  # [B, L]
+    return (logits.logsumexp(dim=-1) - expected)[valid].mean(), int(valid.sum())

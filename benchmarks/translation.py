@@ -27,7 +27,7 @@ from common import (
     train_seq2seq,
     training_arguments,
 )
-from regularisation import LaterRDrop, ResegmentedPairs, distillation_loss, hiding_loss, specialised
+from regularisation import LaterRDrop, ResegmentedPairs, TaughtPairs, distillation_loss, hiding_loss, specialised
 from tokenizers import Tokenizer
 
 from utils.corpora import BucketedPairs, encode, load_multi30k, read_lines
@@ -87,8 +87,8 @@ def arguments() -> argparse.Namespace:
         parser.error("--together: two models are shipped for en-de alone, to be scored; add --evaluate SRC TGT.")
     if sum(map(bool, (args.teachers, args.hide, args.r_drop))) > 1:
         parser.error("--teachers, --hide and --r-drop are different losses; give one of them.")
-    if args.specialise_from is not None and args.bpe_dropout:
-        parser.error("--specialise-from and --bpe-dropout choose the batches of an epoch; give one of them.")
+    if sum((args.specialise_from is not None, args.bpe_dropout > 0, bool(args.teachers))) > 1:
+        parser.error("--specialise-from, --bpe-dropout and --teachers make the batches of an epoch; give one of them.")
     return args
 
 
@@ -101,7 +101,7 @@ def regularised(
     if args.specialise_from is not None:
         batches = specialised(pairs, OWN_PAIRS, first=args.specialise_from)
     if args.teachers:
-        return batches, partial(distillation_loss, teachers=[teacher(name, tokenizer) for name in args.teachers])
+        return TaughtPairs(pairs, [teacher(name, tokenizer) for name in args.teachers]), distillation_loss
     if args.hide:
         return batches, partial(hiding_loss, share=args.hide)
     if not args.r_drop:

@@ -16,6 +16,7 @@ from pixelcnn import PixelCNN, pixel_loss
 from regularisation import (
     LaterRDrop,
     ResegmentedPairs,
+    TaughtPairs,
     distillation_loss,
     hidden,
     hiding_loss,
@@ -117,24 +118,47 @@ def test_r_drop_adds_the_mean_of_both_divergences():
     assert_close(loss - plain, 3.0 * both / 2)
 
 
+def taught_pairs(teachers, *, likeliest=120):
+    chance = random.Random(0)
+    sizes = [(9, 4), (4, 7), (7, 9), (5, 5)]
+    sides = zip(*([[chance.randrange(4, 120) for _ in range(size)] for size in pair] for pair in sizes), strict=True)
+    return TaughtPairs(BucketedPairs(*map(list, sides), max_tokens=18), teachers, likeliest=likeliest)
+
+
 def test_a_model_has_nothing_to_learn_from_itself():
     torch.manual_seed(0)
-    model, batch = Transformer(CONFIG), some_batch()
-    loss, labels = distillation_loss(model, batch, teachers=[model])
-    loss.backward()
-    assert labels == int(batch.tgt_valid[:, 1:].sum())
+    model = Transformer(CONFIG)
+    pairs = taught_pairs([model])
+    for batch in pairs(0):
+        loss, _ = distillation_loss(model, batch)
+        loss.backward()
+    assert sum(distillation_loss(model, batch)[1] for batch in pairs(0)) == sum(len(row) - 1 for row in pairs.targets)
     assert max(weight.grad.abs().max() for weight in model.parameters()) < 1e-6
 
 
 def test_the_probabilities_of_teachers_are_averaged():
-    """Against one token after another, each with PyTorch's own divergence from the mean; padding does not count."""
+    """Against PyTorch's own divergence from the mean, asked for each pair alone; padding does not count."""
     torch.manual_seed(0)
-    (model, *teachers), batch = [Transformer(CONFIG) for _ in range(3)], some_batch()
-    masks, valid = seq2seq_masks(batch.src_valid, batch.tgt_valid[:, :-1]), batch.tgt_valid[:, 1:]
-    said, *taught = (each(batch.src, batch.tgt[:, :-1], masks)[0][valid].log_softmax(-1) for each in (model, *teachers))
-    means = (taught[0].exp() + taught[1].exp()) / 2
-    each = [kl_div(x, mean, reduction="sum") - (mean * mean.log()).sum() for x, mean in zip(said, means, strict=True)]
-    assert_close(distillation_loss(model, batch, teachers=teachers)[0], torch.stack(each).mean())
+    model, *teachers = [Transformer(CONFIG) for _ in range(3)]
+    for batch in taught_pairs(teachers)(0):
+        losses = []
+        for src, src_valid, tgt, tgt_valid in zip(*batch.pairs, strict=True):
+            alone = seq2seq_batch([src[src_valid].tolist()], [tgt[tgt_valid].tolist()])
+            given = alone.src, alone.tgt[:, :-1], seq2seq_masks(alone.src_valid, alone.tgt_valid[:, :-1])
+            said, *taught = (each(*given)[0].log_softmax(-1)[0] for each in (model, *teachers))
+            mean = (taught[0].exp() + taught[1].exp()) / 2
+            losses += list(kl_div(said, mean, reduction="none").sum(-1) - (mean * mean.log()).sum(-1))
+        assert_close(distillation_loss(model, batch)[0], torch.stack(losses).mean())
+
+
+def test_the_likeliest_tokens_of_a_teacher_are_kept():
+    torch.manual_seed(0)
+    model = Transformer(CONFIG)
+    for few, all_of_them in zip(taught_pairs([model], likeliest=5)(0), taught_pairs([model])(0), strict=True):
+        valid = few.pairs.tgt_valid[:, 1:]
+        assert torch.equal(few.tokens[valid], all_of_them.tokens[valid][:, :5])
+        best = all_of_them.probabilities[valid][:, :5]
+        assert_close(few.probabilities[valid], best / best.sum(dim=-1, keepdim=True))
 
 
 def test_r_drop_begins_in_its_epoch():
