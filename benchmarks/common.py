@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from utils.corpora import BucketedPairs, encode, train_tokenizer
 from utils.training import (
@@ -96,6 +97,7 @@ def training_arguments(description: str, data: str, splits: Sequence[str]) -> ar
     parser = common_arguments(description, data, splits)
     parser.add_argument("--vocabulary", type=int, default=4000, help="joint byte-pair pieces")
     parser.add_argument("--max-tokens", type=int, default=2048, help="sentences times tokens of a batch")
+    parser.add_argument("--d-ff", type=int, help="features inside the feed-forward part; default: as shipped")
     parser.add_argument("--beam", type=int, default=5, help="beam size; 1 is greedy")
     return parser
 
@@ -147,9 +149,8 @@ def train_seq2seq(
     sides = encode(tokenizer, sources, limit=source_limit), encode(tokenizer, targets, bos=True)
     pairs = BucketedPairs(*sides, max_tokens=args.max_tokens, seed=args.seed)
     torch.manual_seed(args.seed)
-    config = TransformerConfig(
-        args.vocabulary, args.d_model, d_ff=2 * args.d_model, num_layers=args.layers, dropout=args.dropout
-    )
+    sizes = {"d_ff": args.d_ff or 2 * args.d_model, "num_layers": args.layers, "dropout": args.dropout}
+    config = TransformerConfig(args.vocabulary, args.d_model, **sizes)
     model = (continued(*start, config, tokenizer) if start else Transformer(config)).to(DEVICE)
     batches, loss_of = recipe(pairs, tokenizer)
     history = trained(args, model, loss_of, batches)
@@ -160,17 +161,31 @@ def train_seq2seq(
 def continued(start: Transformer, known: Tokenizer, config: TransformerConfig, pieces: Tokenizer) -> Transformer:
     """A model with the weights of `start` and the dropout of `config`; ValueError if the sizes of its layers differ.
 
-    A piece that `start` knows keeps its vector also where the pieces are others; a new one begins at random.
+    But its feed-forward parts may be wider: what comes in addition begins with no influence on the output, so the
+    model begins as the same function (Chen et al., 2016). A piece that `start` knows keeps its vector also where the
+    pieces are others; a new one begins at random.
     """
-    if replace(start.config, dropout=config.dropout, vocab_size=config.vocab_size) != config:
+    free = {"dropout": config.dropout, "vocab_size": config.vocab_size, "d_ff": max(start.config.d_ff, config.d_ff)}
+    if replace(start.config, **free) != config:
         raise ValueError(f"the model to start from is a {start.config}, and the flags ask for a {config}.")
     model = Transformer(config)
     weights, vectors = start.state_dict(), model.embedding.weight.detach().clone()
     known, pieces = known.get_vocab(), pieces.get_vocab()
     shared = sorted(known.keys() & pieces.keys())
     vectors[[pieces[piece] for piece in shared]] = weights["embedding.weight"][[known[piece] for piece in shared]]
-    model.load_state_dict(weights | {"embedding.weight": vectors})
+    model.load_state_dict(widened(weights, model) | {"embedding.weight": vectors})
     return model
+
+
+def widened(weights: dict[str, Tensor], model: Transformer) -> dict[str, Tensor]:
+    """Weights for the wider feed-forward parts of `model`: it adds its own, but for the way back, where it adds 0."""
+    result, own = dict(weights), model.state_dict()
+    for name in (name for name in weights if ".feed_forward." in name):
+        if name.endswith("feed_forward.2.weight"):  # [D, d_ff], back to the features of the model
+            result[name] = F.pad(weights[name], (0, own[name].shape[1] - weights[name].shape[1]))
+        elif not name.endswith("feed_forward.2.bias"):
+            result[name] = torch.cat((weights[name], own[name][len(weights[name]) :]))
+    return result
 
 
 def trained(args: argparse.Namespace, model: nn.Module, loss_of: Loss, batches: Batches) -> History:

@@ -324,6 +324,20 @@ def test_a_training_begins_with_the_weights_of_another_model():
         common.continued(start, TOKENIZER, replace(CONFIG, num_layers=7), TOKENIZER)
 
 
+def test_a_model_with_wider_feed_forward_parts_begins_as_the_same_function():
+    torch.manual_seed(0)
+    start, batch = Transformer(CONFIG), some_batch()
+    for linear in (module for module in start.modules() if isinstance(module, torch.nn.Linear)):
+        torch.nn.init.normal_(linear.bias)  # as after a training
+    wide = common.continued(start, TOKENIZER, replace(CONFIG, d_ff=3 * CONFIG.d_ff), TOKENIZER)
+    given = batch.src, batch.tgt, seq2seq_masks(batch.src_valid, batch.tgt_valid)
+    assert_close(wide(*given)[0], start(*given)[0])
+    wide(*given)[0].square().sum().backward()
+    assert all(layer.feed_forward[2].weight.grad[:, CONFIG.d_ff :].any() for layer in wide.encoder)  # but it can learn
+    with pytest.raises(ValueError, match="d_ff=8"):
+        common.continued(start, TOKENIZER, replace(CONFIG, d_ff=8), TOKENIZER)
+
+
 def test_known_pieces_keep_their_vectors_among_other_pieces():
     start, pieces = Transformer(CONFIG), train_tokenizer(["one ibis", "two gnus"], 60)
     config = replace(CONFIG, vocab_size=pieces.get_vocab_size())
