@@ -22,10 +22,11 @@ def attention(
     """softmax(QKᵀ / √Dh) V over the keys that `mask` allows: Vaswani et al. (2017), equation 1.
 
     `mask` is boolean, [B|1, H|1, Lq|1, Lk], True = may attend; None = every key is visible. A query without any
-    key (a dead row) gets output 0, weights 0 and gradients 0, as in F.scaled_dot_product_attention.
+    key (a dead row) gets output 0, weights 0 and gradients 0, as F.scaled_dot_product_attention gives them on a CPU.
 
     Returns (output, weights). The weights are the ones this very output was made with, after dropout; they are
-    None if `need_weights` is False, and then the fused kernel runs, which never holds the scores in memory.
+    None if `need_weights` is False, and then PyTorch may run a fused kernel, which never holds the scores in memory
+    (on a CPU it does so without dropout and where Dv is Dh).
 
     Raises TypeError for a mask that is not boolean and ValueError for one that is not 4-D or does not fit.
     """

@@ -1,7 +1,7 @@
 """A gallery of mask bugs, each planted in a few lines of a small model that is otherwise right.
 
-Most of them were found, reported and mended in the open, and name their source with thanks; the others are common
-slips. The lines here are our own; they rebuild the idea, not the code.
+Many of them were met in public code, and name the place with thanks; the others are common slips. The lines here are
+our own; they rebuild the idea, not the code.
 """
 
 import math
@@ -512,7 +512,7 @@ class BackwardForgets(TinyEncoder):
         return unmasked + (super().attend(query, key, value, mask) - unmasked).detach()
 
 
-@planted("padding-content", source="zai-org/GLM-4-Voice issue 182: a mask that had no effect")
+@planted("padding-content")
 class LeftPaddingSeen(Tiny):
     """causal alone: enough for padding on the right, not on the left"""
 

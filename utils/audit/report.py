@@ -18,16 +18,16 @@ RULES = {
     "encoder, the target's mask on the source. Seen in: transformers issue 48172; keras-io PR 1046.",
     "padding-content": "What stands in the padded places changes the real outputs. "
     "Usual cause: a padding mask that is missing, inverted, or added as 0/1; or a convolution, norm or mean that "
-    "runs over the padding. Seen in: pytorch/audio issue 4205; lucidrains/halonet-pytorch issue 4.",
+    "runs over the padding. Seen in: pytorch/audio issue 4205; lucidrains/halonet-pytorch issue 4; "
+    "transformers PR 46773.",
     "padding-amount": "The number of padded places changes the real outputs, though their content does not. "
     "Usual cause: padding that was set to zero and still counts: in a softmax, or in the length a mean divides by. "
     "Seen in: transformers issue 17463.",
     "padding-side": "Padding on the left changes the real outputs, though its content does not. "
     "Usual cause: position ids that count the padding. If the model is never padded on the left, pass "
-    "sides=('right',). Seen in: unsloth issue 3699; nnsight issue 672.",
+    "sides=('right',). Seen in: unsloth issue 3699; nnsight issue 672; transformers issue 22707.",
     "batch-neighbour": "The output of a sample depends on what else is in the batch. "
-    "Usual cause: masks of the heads in the wrong order, a mask of sample 0 used for all, or a norm over the batch. "
-    "Seen in: transformers issue 22707, PR 46773.",
+    "Usual cause: masks of the heads in the wrong order, a mask of sample 0 used for all, or a norm over the batch.",
     "not-finite": "The output holds NaN or infinite values. "
     "Usual cause: a query without any key (a dead row) and a softmax over nothing but -inf, or two planes of "
     "finfo.min that overflow when added. Seen in: pytorch issue 103749; NVIDIA-NeMo/Automodel PR 2658.",

@@ -37,9 +37,9 @@ def load_schema_guided(split: str, *, folder: Path | None = None) -> list[list[s
     """Dialogues as lists of turns, user and assistant in turn (Rastogi et al., 2020).
 
     `split` is train (the first 10 files of the corpus, 1,280 dialogues), dev (3 files, 384) or test (3 files, 384);
-    most services of dev and test do not occur in train. The files come from `folder` if it is given, and are
-    downloaded otherwise, one after the other: after a break only the missing ones. Of each file only the words are
-    kept, a twentieth; its annotations are dropped before the next one is read.
+    no service of these files of dev or test occurs in those of train. The files come from `folder` if it is given, and
+    are downloaded otherwise, one after the other: after a break only the missing ones. Of each file only the words
+    are kept, a twentieth; its annotations are dropped before the next one is read.
     """
     names = [name for name in SCHEMA_GUIDED.digests if name.startswith(f"{split}/")]
     if not names:
