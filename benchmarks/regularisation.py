@@ -177,6 +177,6 @@ def distillation_loss(model: Transformer, batch: TaughtBatch) -> tuple[Tensor, i
     """
     pairs, valid = batch.pairs, batch.pairs.tgt_valid[:, 1:]
     masks = seq2seq_masks(pairs.src_valid, pairs.tgt_valid[:, :-1])
-    logits, _ = model(pairs.src, pairs.tgt[:, :-1], masks)
+    logits = model(pairs.src, pairs.tgt[:, :-1], masks)[0].float()  # half precision is too coarse for what follows
     expected = (batch.probabilities * logits.gather(-1, batch.tokens.long())).sum(dim=-1)  # [B, L]
     return (logits.logsumexp(dim=-1) - expected)[valid].mean(), int(valid.sum())
