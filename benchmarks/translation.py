@@ -12,7 +12,7 @@ lower-cased Moses tokens as in Wu et al. (2021). Choose settings with --split va
 
 import argparse
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from common import (
@@ -27,6 +27,7 @@ from common import (
     train_seq2seq,
     training_arguments,
 )
+from invention import invented
 from regularisation import LaterRDrop, ResegmentedPairs, TaughtPairs, distillation_loss, hiding_loss, specialised
 from tokenizers import Tokenizer
 
@@ -36,7 +37,7 @@ from utils.scores import bleu_13a, bleu_moses
 from utils.training import CHECKPOINTS, Loss, load_checkpoint, mean_loss, seq2seq_loss, write_text
 from utils.transformer import Transformer
 
-BOTH_WAYS = CHECKPOINTS / "translation_de_en.safetensors"  # the shipped model that was trained both ways
+BOTH_WAYS = "translation_de_en"  # the shipped model that was trained both ways
 SECOND = CHECKPOINTS / "translation_en_de_second.safetensors"  # the one that --together adds
 Models = Transformer | Sequence[Transformer]  # several write together
 SHIPPED = sorted(path.stem for path in CHECKPOINTS.glob("translation_*.safetensors"))
@@ -72,6 +73,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--translated", action="store_true", help="train also on each side beside its translation by that model"
     )
+    parser.add_argument(
+        "--invented",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draw N new sources from a language model of train; the teachers translate them",
+    )
     parser.add_argument("--french", action="store_true", help="train also on French sources of the same targets")
     parser.add_argument(
         "--specialise-from", type=int, metavar="EPOCH", help="from this epoch on only the pairs of --direction"
@@ -87,6 +95,8 @@ def arguments() -> argparse.Namespace:
         parser.error("--together: two models are shipped for en-de alone, to be scored; add --evaluate SRC TGT.")
     if sum(map(bool, (args.teachers, args.hide, args.r_drop))) > 1:
         parser.error("--teachers, --hide and --r-drop are different losses; give one of them.")
+    if args.invented and not (args.start and args.teachers):
+        parser.error("--invented: new sentences are drawn in the pieces of --start and translated by --teachers.")
     if sum((args.specialise_from is not None, args.bpe_dropout > 0, bool(args.teachers))) > 1:
         parser.error("--specialise-from, --bpe-dropout and --teachers make the batches of an epoch; give one of them.")
     return args
@@ -123,32 +133,47 @@ def teacher(name: str, tokenizer: Tokenizer) -> Transformer:
     return model.to(DEVICE)
 
 
-def translated(lines: list[str]) -> list[str]:
-    """Lines of either language as the shipped model writes them in the other one, with beam 5.
-
-    They are kept in data/cache/runs/, under a name made from that model and the lines.
-    """
-    model, tokenizer, _ = load_checkpoint(BOTH_WAYS)
-    file = RUNS / f"translated_{digest([hashlib.sha256(BOTH_WAYS.read_bytes()).hexdigest(), *lines])[:16]}.txt"
+def kept(made_from: Sequence[str], make: Callable[[], list[str]]) -> list[str]:
+    """Lines that take minutes to make. They stay in data/cache/runs/, under a digest of what they are made from."""
+    file = RUNS / f"lines_{digest(made_from)[:16]}.txt"
     if not file.exists():
-        write_text(file, "\n".join(translate(model.to(DEVICE), tokenizer, lines, beam_size=5)))
+        write_text(file, "\n".join(make()))
     return file.read_text(encoding="utf-8").split("\n")
+
+
+def translated(lines: list[str], names: Sequence[str], *, beam_size: int) -> list[str]:
+    """Lines as shipped models together write them in the other language."""
+    files = [CHECKPOINTS / f"{name}.safetensors" for name in names]
+
+    def write() -> list[str]:
+        models, tokenizers, _ = zip(*map(load_checkpoint, files), strict=True)
+        return translate([model.to(DEVICE) for model in models], tokenizers[0], lines, beam_size=beam_size)
+
+    weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    return kept([*weights, f"beam {beam_size}", *lines], write)
 
 
 def training_texts(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Both sides of train, and behind them what the flags ask for.
 
-    That is their translations (Nguyen et al., 2020), the way back, and the same targets with French sources.
+    That is their translations (Nguyen et al., 2020), the way back, the same targets with French sources, and new
+    sources as the teachers translate them.
     """
     languages = [*args.direction.split("-"), *["fr"] * args.french]
     sources, own_targets, *french = load_multi30k("train", languages, folder=args.data)
     targets = own_targets
     if args.translated:
-        sources, targets = sources + sources + translated(targets), targets + translated(sources) + targets
+        there, back = (translated(side, [BOTH_WAYS], beam_size=5) for side in (sources, targets))
+        sources, targets = sources + sources + back, targets + there + targets
     if args.both_ways:
         sources, targets = sources + targets, targets + sources
     if args.french:
         sources, targets = sources + french[0], targets + own_targets
+    if args.invented:
+        pieces, own = shipped(args.start)[1], sources[:OWN_PAIRS]
+        made_from = [pieces.to_str(), f"{args.invented} drawn", *own]
+        new = kept(made_from, partial(invented, pieces, own, args.invented))
+        sources, targets = sources + new, targets + translated(new, args.teachers, beam_size=1)
     return sources, targets
 
 

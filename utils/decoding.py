@@ -102,7 +102,9 @@ def sample(
         raise ValueError(f"expected a temperature and a top_p above 0; got {temperature} and {top_p}.")
     tokens = start
     while not (finished := _finished(tokens, max_len, start.shape[1])).all():
-        probabilities = _nucleus(torch.softmax(next_logits(tokens).float() / temperature, dim=-1), top_p)
+        probabilities = torch.softmax(next_logits(tokens).float() / temperature, dim=-1)
+        if top_p < 1:
+            probabilities = _nucleus(probabilities, top_p)
         newest = torch.multinomial(probabilities, 1, generator=generator)[:, 0].masked_fill(finished, PAD)
         tokens = torch.cat((tokens, newest[:, None]), dim=1)
     return [_written(row) for row in tokens[:, start.shape[1] :].tolist()]
