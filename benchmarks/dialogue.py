@@ -64,8 +64,7 @@ def assistant(args: argparse.Namespace, dialogues: Dialogues) -> tuple[DecoderOn
     tokenizer = train_tokenizer(lines + mails, args.vocabulary, markers=SPEAKERS)
     texts, scored = dialogue_windows(tokenizer, dialogues, args.context)
     pages = mail_windows(tokenizer, mails, args.context)
-    d_ff = args.d_ff or 4 * args.d_model
-    sizes = {"d_model": args.d_model, "d_ff": d_ff, "num_layers": args.layers, "dropout": args.dropout}
+    sizes = {"d_model": args.d_model, "d_ff": 4 * args.d_model, "num_layers": args.layers, "dropout": args.dropout}
     torch.manual_seed(args.seed)
     model = DecoderOnly(TransformerConfig(args.vocabulary, **sizes)).to(DEVICE)
 

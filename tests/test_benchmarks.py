@@ -6,8 +6,12 @@ import sys
 from dataclasses import replace
 
 import common
+import dialogue
+import image_generation
+import invention
 import length
 import pytest
+import summarization
 import torch
 import training_speed
 import translation
@@ -43,7 +47,7 @@ from utils.corpora import (
     train_tokenizer,
 )
 from utils.masks import causal_mask, local_mask
-from utils.training import language_loss, seq2seq_loss, token_loss
+from utils.training import language_loss, load_checkpoint, seq2seq_loss, token_loss
 from utils.transformer import DecoderOnly, Transformer, TransformerConfig, seq2seq_masks
 
 SOURCES, TARGETS = number_words(300)
@@ -278,6 +282,41 @@ def test_a_run_goes_on_with_its_own_settings_alone(monkeypatch, tmp_path):
         call("--seed", "1")
 
 
+LETTERS = [[line, "see you"] for line in SOURCES[:20]], TARGETS[:20]
+TEXTS = ["--vocabulary", "120"]
+
+
+@pytest.mark.parametrize(
+    "script, flags",
+    [
+        (translation, [*TEXTS, "--d-ff", "24", "--hide", "0.1"]),
+        (summarization, [*TEXTS, "--copying-epochs", "1"]),
+        (dialogue, [*TEXTS, "--mails", "2"]),
+        (image_generation, ["--size", "14", "--back", "28"]),
+        (image_generation, ["--size", "14", "--peer", "pixelcnn"]),
+    ],
+)
+def test_a_script_trains_and_saves_a_model_with_its_record(monkeypatch, tmp_path, script, flags):
+    images = Images(torch.randint(16, (12, 14, 14)), torch.arange(12) % 10)
+    replaced = {
+        "load_multi30k": lambda *_, **__: [SOURCES[:20], TARGETS[:20]],
+        "load_aeslc": lambda *_, **__: LETTERS,
+        "load_schema_guided": lambda *_, **__: [SOURCES[:2], SOURCES[2:6]],
+        "load_fashion_mnist": lambda *_, **__: images,
+        "HELD_OUT": 2,
+    }
+    for name in replaced.keys() & vars(script).keys():
+        monkeypatch.setattr(script, name, replaced[name])
+    model, result = tmp_path / "model.safetensors", tmp_path / "result.json"
+    sizes = ["--minutes", "0.002", "--layers", "1", "--d-model", "16"]
+    files = ["--json", str(result), *(["--save", str(model)] if "--peer" not in flags else [])]
+    monkeypatch.setattr(sys, "argv", ["script.py", *sizes, *files, *flags])
+    script.main()
+    record = json.loads(result.read_text())
+    assert record["scores"] and record["target_tokens"] > 0
+    assert "--peer" in flags or load_checkpoint(model)[2].items() >= record.items()
+
+
 def test_translations_stand_beside_what_people_wrote(monkeypatch, tmp_path):
     """Translated text on one side only; what was translated once is read from its file the next time."""
     calls = []
@@ -305,6 +344,31 @@ def test_french_sources_stand_behind_the_pairs_with_the_same_targets(monkeypatch
     sources, targets = translation.training_texts(translation.arguments())
     assert sources == ["a dog", "ein hund", "un chien"]
     assert targets == ["ein hund", "a dog", "ein hund"]
+
+
+def test_drawn_sentences_are_new_and_those_of_their_seed(monkeypatch):
+    """None is empty, none stands there twice, and what the model learned is made of the same words."""
+    monkeypatch.setattr(invention, "EPOCHS", 8)
+    monkeypatch.setattr(invention, "TOGETHER", 20)
+    first, again = (invention.invented(TOKENIZER, TARGETS, 50) for _ in range(2))
+    assert first == again
+    assert 40 < len(set(first)) == len(first) <= 50 and all(first)
+    other = invention.invented(TOKENIZER, TARGETS, 50, seed=1)
+    assert set(first) != set(other)
+
+
+def test_the_teachers_translate_what_was_invented(monkeypatch, tmp_path):
+    monkeypatch.setattr(translation, "load_multi30k", lambda *_, **__: [["a dog"], ["ein hund"]])
+    monkeypatch.setattr(translation, "invented", lambda _, lines, count: [f"{line} {count}" for line in lines])
+    monkeypatch.setattr(translation, "translate", lambda models, _, lines, **__: [f"{len(models)} {lines[0]}"])
+    monkeypatch.setattr(translation, "RUNS", tmp_path)
+    names = ["translation_en_de", "translation_en_de_second"]
+    command = ["translation.py", "--invented", "7", "--start", names[0], "--teachers", *names]
+    monkeypatch.setattr(sys, "argv", command)
+    assert translation.training_texts(translation.arguments()) == (["a dog", "a dog 7"], ["ein hund", "2 a dog 7"])
+    monkeypatch.setattr(sys, "argv", command[:5])
+    with pytest.raises(SystemExit):
+        translation.arguments()
 
 
 def test_two_models_are_there_to_be_scored_alone(monkeypatch, capsys):
