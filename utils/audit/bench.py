@@ -69,15 +69,15 @@ def modes_of(module: nn.Module | None, variants: Sequence[str] = ()) -> list[Mod
 @contextmanager
 def entered(mode: Mode, module: nn.Module | None) -> Iterator[None]:
     """Put `module` into `mode`, and put it back afterwards exactly as it was, buffers and random state included."""
+    tensors = [] if module is None else [*module.parameters(), *module.buffers()]
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(torch.random.fork_rng(devices={tensor.device for tensor in tensors if tensor.is_cuda}))
         stack.enter_context(torch.set_grad_enabled(mode.grad))
         if mode.double:  # the fused kernel of the CPU misreads a float32 mask that comes with float64 queries
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if module is not None:
             for owner in module.modules():
                 stack.callback(setattr, owner, "training", owner.training)
-            tensors = [*module.parameters(), *module.buffers()]
             for tensor in tensors:
                 stack.callback(setattr, tensor, "data", tensor.data)
                 if mode.double and tensor.is_floating_point():
