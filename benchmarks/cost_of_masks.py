@@ -34,7 +34,7 @@ Run = Callable[[], object]
 Batch = list[list[int]]  # rows, each with the lengths of the documents that stand in it one behind the other
 
 CUDA = torch.cuda.is_available()
-FLEX = CUDA and torch.cuda.get_device_capability() >= (8, 0)  # older ones: pytorch issue 164813
+FLEX = CUDA and torch.cuda.get_device_capability() >= (8, 0)  # older ones were reported to fail: pytorch issue 164813
 DEVICE = "cuda" if CUDA else "cpu"
 LENGTH, NUM_HEADS = (4096, 16) if CUDA else (2048, 2)
 DTYPE = torch.float16 if CUDA else torch.float32  # every GPU's fused kernels take float16

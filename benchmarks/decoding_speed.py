@@ -29,7 +29,9 @@ def never_ending(next_logits: NextLogits) -> NextLogits:
     """The same scores without the end mark and padding, so that each contestant does all of its steps."""
 
     def scores(tokens: Tensor) -> Tensor:
-        return next_logits(tokens).index_fill(1, torch.tensor([PAD, EOS], device=tokens.device), float("-inf"))
+        logits = next_logits(tokens)
+        logits[:, PAD] = logits[:, EOS] = float("-inf")
+        return logits
 
     return scores
 

@@ -66,4 +66,4 @@ def pixel_loss(model: PixelCNN, batch: TextBatch) -> tuple[Tensor, int]:
     """The loss of image rows, class token first, as `language_loss` has it. Returns (loss, number of pixels)."""
     labels = batch.tokens[:, 0] - FIRST_LEVEL - model.levels
     pixels = (batch.tokens[:, 1:] - FIRST_LEVEL).unflatten(1, (model.size, model.size))
-    return F.cross_entropy(model(pixels, labels), pixels), pixels.numel()
+    return F.cross_entropy(model(pixels, labels).float(), pixels), pixels.numel()

@@ -32,6 +32,7 @@ from utils.training import Loss, mixed_precision, seq2seq_loss, token_loss, trai
 from utils.transformer import Seq2SeqMasks, TokenEmbedding, Transformer, TransformerConfig, seq2seq_masks
 
 DENSE_ROWS, DENSE_LEN = 32, 72
+LARGE = 8192 if DEVICE == "cuda" else 2048  # side of a matrix; a smaller one would not fill a GPU
 Contestant = tuple[nn.Module, Loss, list[Seq2SeqBatch]]
 
 
@@ -126,7 +127,7 @@ def dense_batches(sources: Sequence[list[int]], targets: Sequence[list[int]]) ->
     return [Seq2SeqBatch(*map(padded, batch)) for batch in batches]
 
 
-def matrix_product_rate(size: int = 2048, products: int = 10, rounds: int = 5) -> float:
+def matrix_product_rate(size: int = LARGE, products: int = 10, rounds: int = 5) -> float:
     """What this machine reaches in large matrix products, in the precision of training: GFLOP/s, the best round."""
     a, b = torch.randn(2, size, size, device=DEVICE, dtype=mixed_precision(torch.device(DEVICE)) or torch.float32)
     (a @ b).sum().item()
