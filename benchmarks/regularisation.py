@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from utils.corpora import BOS, EOS, UNK, BucketedPairs, Seq2SeqBatch, buckets, encode, seq2seq_batch
-from utils.training import seq2seq_loss, token_loss
+from utils.training import seq2seq_loss, teacher_forced, token_loss
 from utils.transformer import Transformer, seq2seq_masks
 
 
@@ -80,10 +80,8 @@ def r_drop_loss(
     of the two Kullback-Leibler divergences between them; the paper's alpha is twice this weight.
     """
     batch = Seq2SeqBatch(*(torch.cat((side, side)) for side in batch))
-    masks = seq2seq_masks(batch.src_valid, batch.tgt_valid[:, :-1])
     labels, valid = batch.tgt[:, 1:], batch.tgt_valid[:, 1:]
-    logits, _ = model(batch.src, batch.tgt[:, :-1], masks)
-    log_p = logits.log_softmax(dim=-1)  # [2B, L, V]
+    log_p = teacher_forced(model, batch).log_softmax(dim=-1)  # [2B, L, V]
     right = log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     cross_entropy = -(1 - label_smoothing) * right - label_smoothing * log_p.mean(dim=-1)  # [2B, L]
     first, second = log_p.chunk(2)
@@ -154,8 +152,7 @@ class TaughtPairs(BucketedPairs):
 def _likeliest(batch: Seq2SeqBatch, teachers: Sequence[Transformer], count: int) -> tuple[Tensor, Tensor]:
     """The likeliest tokens in the place of each label and their probabilities, [B, L, K] both, on the CPU."""
     batch = batch.to(teachers[0].embedding.weight.device)
-    given = batch.src, batch.tgt[:, :-1], seq2seq_masks(batch.src_valid, batch.tgt_valid[:, :-1])
-    mean = torch.stack([teacher(*given)[0].softmax(dim=-1) for teacher in teachers]).mean(dim=0)  # [B, L, V]
+    mean = torch.stack([teacher_forced(one, batch).softmax(dim=-1) for one in teachers]).mean(dim=0)  # [B, L, V]
     probabilities, tokens = mean.topk(count)
     return tokens.int().cpu(), (probabilities / probabilities.sum(dim=-1, keepdim=True)).cpu()
 
@@ -175,8 +172,7 @@ def distillation_loss(model: Transformer, batch: TaughtBatch) -> tuple[Tensor, i
 
     Returns (loss, number of labels).
     """
-    pairs, valid = batch.pairs, batch.pairs.tgt_valid[:, 1:]
-    masks = seq2seq_masks(pairs.src_valid, pairs.tgt_valid[:, :-1])
-    logits = model(pairs.src, pairs.tgt[:, :-1], masks)[0].float()  # half precision is too coarse for what follows
+    valid = batch.pairs.tgt_valid[:, 1:]
+    logits = teacher_forced(model, batch.pairs).float()  # half precision is too coarse for what follows
     expected = (batch.probabilities * logits.gather(-1, batch.tokens.long())).sum(dim=-1)  # [B, L]
     return (logits.logsumexp(dim=-1) - expected)[valid].mean(), int(valid.sum())

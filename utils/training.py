@@ -49,16 +49,20 @@ def token_loss(
     """
     ignored = -100  # no token id; cheaper than logits[valid], which would copy the logits and their gradient
     labels = labels.masked_fill(~valid, ignored)
-    return F.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=ignored, label_smoothing=label_smoothing
-    )
+    logits = logits.flatten(0, 1).float()  # autocast on a GPU leaves the logarithms in half precision
+    return F.cross_entropy(logits, labels.flatten(), ignore_index=ignored, label_smoothing=label_smoothing)
+
+
+def teacher_forced(model: Transformer, batch: Seq2SeqBatch) -> Float[Tensor, "B L V"]:
+    """The logits of each next token. The model reads the right target, whatever it would have written itself."""
+    masks = seq2seq_masks(batch.src_valid, batch.tgt_valid[:, :-1])
+    return model(batch.src, batch.tgt[:, :-1], masks)[0]
 
 
 def seq2seq_loss(model: Transformer, batch: Seq2SeqBatch, *, label_smoothing: float = 0.1) -> tuple[Tensor, int]:
     """Teacher forcing: from the target up to token t predict token t + 1. Returns (loss, number of labels)."""
-    masks = seq2seq_masks(batch.src_valid, batch.tgt_valid[:, :-1])
+    logits = teacher_forced(model, batch)
     labels, labels_valid = batch.tgt[:, 1:], batch.tgt_valid[:, 1:]
-    logits, _ = model(batch.src, batch.tgt[:, :-1], masks)
     return token_loss(logits, labels, labels_valid, label_smoothing=label_smoothing), int(labels_valid.sum())
 
 
