@@ -169,4 +169,4 @@ def test_a_notebook_opened_alone_brings_what_it_needs(published, tmp_path):
 
 def test_a_notebook_opened_alone_says_why_it_cannot_start(tmp_path):
     done = run_alone(tmp_path, (tmp_path / "nowhere").as_uri())
-    assert re.search(r"RuntimeError: cannot fetch file:\S+; set SERIES_REPO to .* fatal: ", done.stderr)
+    assert re.search(r"RuntimeError: git cannot fetch file:\S+; set SERIES_REPO to .* fatal: ", done.stderr)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 # What runs the notebook is left alone: another version of it would break a hosted machine.
-NEVER = {"ipykernel", "ipywidgets", "jupyterlab", "torch"}
+NEVER = {"ipykernel", "jupyterlab", "torch"}
 
 
 def missing(requirements: list[str]) -> list[str]:
@@ -21,8 +21,10 @@ def missing(requirements: list[str]) -> list[str]:
 def install_missing() -> None:
     """Install the missing dependencies of pyproject.toml, quietly; an installed package is never upgraded.
 
-    Raises RuntimeError with pip's own words if that fails.
+    Raises RuntimeError if PyTorch is missing, and with pip's own words if pip fails.
     """
+    if not _installed("torch"):
+        raise RuntimeError("PyTorch is not installed. Install it as pytorch.org describes, then restart the kernel.")
     dependencies = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
     if needed := missing([requirement for requirement in dependencies if _name(requirement) not in NEVER]):
         done = subprocess.run([sys.executable, "-m", "pip", "install", *needed], capture_output=True, text=True)

@@ -15,7 +15,7 @@ if root is None:
         subprocess.run(clone, check=True, capture_output=True, text=True, env=never_ask)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
-        raise RuntimeError(f"cannot fetch {address}; set SERIES_REPO to name another place. {reason}") from None
+        raise RuntimeError(f"git cannot fetch {address}; set SERIES_REPO to name another place. {reason}") from None
 sys.path.insert(0, str(root))
 
 from tools.dependencies import install_missing
