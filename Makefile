@@ -48,8 +48,8 @@ stamp: .venv/ready-test
 
 # A working .venv is kept and only brought up to date; a missing or half-made one is made anew.
 .venv/ready: pyproject.toml constraints.txt Makefile
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, but $(PYTHON) is " + sys.version.split()[0] + ". Name a newer one: make PYTHON=python3.12 ...")'
-	$(BIN)/python -c 'import sys, pip; assert sys.version_info >= (3, 11)' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 15) or sys.exit("Python 3.11 to 3.14 is needed, but $(PYTHON) is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 ...")'
+	$(BIN)/python -c 'import sys, pip; assert (3, 11) <= sys.version_info < (3, 15)' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --editable . --constraint constraints.txt
 	touch $@
 

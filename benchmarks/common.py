@@ -208,15 +208,23 @@ def score_and_save(
 
 def surroundings() -> dict:
     """The command, the commit, the device and the versions that a number was measured with."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     cuda = torch.cuda.is_available()
     return {
         "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *map(_plain, sys.argv[1:])]),
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or None,
+        "commit": commit(),
         "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
         "versions": {name: version(name) for name in ("torch", "tokenizers", "sacrebleu")}
         | {"python": platform.python_version()},
     }
+
+
+def commit() -> str | None:
+    """The commit of the working tree, -dirty if it was changed; None outside of a clone or without git."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    except FileNotFoundError:
+        return None
 
 
 def _plain(argument: str) -> str:

@@ -11,6 +11,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple, TypeVar
@@ -34,7 +35,8 @@ Run = Callable[[], object]
 Batch = list[list[int]]  # rows, each with the lengths of the documents that stand in it one behind the other
 
 CUDA = torch.cuda.is_available()
-FLEX = CUDA and torch.cuda.get_device_capability() >= (8, 0)  # older ones were reported to fail: pytorch issue 164813
+# It is compiled by Triton, which PyTorch for Windows lacks; older GPUs were reported to fail: pytorch issue 164813.
+FLEX = CUDA and torch.cuda.get_device_capability() >= (8, 0) and find_spec("triton") is not None
 DEVICE = "cuda" if CUDA else "cpu"
 LENGTH, NUM_HEADS = (4096, 16) if CUDA else (2048, 2)
 DTYPE = torch.float16 if CUDA else torch.float32  # every GPU's fused kernels take float16

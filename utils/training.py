@@ -264,21 +264,21 @@ def train(
     if run.device.type == "cpu":
         keep_freed_memory()
     history, batches = run.history, run.batches(batches_of)
-    started = saved = time.monotonic() - history.seconds
+    started = saved = time.perf_counter() - history.seconds
     bar = tqdm(total=1.0, desc=description, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
     with bar, sdpa_kernel(KERNELS):
         while (share := history.steps / steps if steps else history.seconds / (60 * minutes)) < 1:
             run.step(loss_of, next(batches), learning_rate * min(share / warmup, (1 - share) / (1 - warmup)))
-            history.seconds = time.monotonic() - started
+            history.seconds = time.perf_counter() - started
             if history.steps % 20 == 0:
                 bar.set_postfix_str(f"loss {run.collect_losses():.3f}", refresh=False)
                 bar.update(share - bar.n)
-                if checkpoint and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                if checkpoint and time.perf_counter() - saved > SECONDS_BETWEEN_SAVES:
                     run.save(Path(checkpoint))
-                    saved = time.monotonic()
+                    saved = time.perf_counter()
         if run.losses:
             run.collect_losses()  # here a GPU has ended its last step
-            history.seconds = time.monotonic() - started
+            history.seconds = time.perf_counter() - started
         bar.update(1 - bar.n)
     if checkpoint:
         run.save(Path(checkpoint))
