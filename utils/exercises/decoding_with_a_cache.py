@@ -1,6 +1,6 @@
 """Exercises of notebook 10, decoding with a cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -177,6 +177,11 @@ def strangers(x: Tensor, size: int) -> Tensor:
     return _in_chunks(x, size, lambda new, cached: torch.cat((full_mask(new, cached), local_mask(new, back=0)), dim=-1))
 
 
+def short_sighted(x: Tensor, size: int) -> Tensor:
+    """Of its chunk, a token sees itself and the one before it: right for chunks of one or two tokens."""
+    return _in_chunks(x, size, lambda new, cached: torch.cat((full_mask(new, cached), local_mask(new, back=1)), dim=-1))
+
+
 def top_left_chunks(x: Tensor, size: int) -> Tensor:
     """No mask for one token, is_causal=True for more: right for single tokens and for a chunk without a cache."""
     return _in_chunks(
@@ -195,7 +200,13 @@ def first_cache(x: Tensor, size: int) -> Tensor:
     return attention(x, first, first, causal_mask(x.shape[2]))[0]
 
 
-def _compared_at(sizes: Callable[[int], list[int]]) -> Callable[[Decode, Tensor], bool]:
+def first_head(x: Tensor, size: int) -> Tensor:
+    """All heads read the keys and values of the first."""
+    first = x[:, :1].expand_as(x)
+    return attention(x, first, first, causal_mask(x.shape[2]))[0]
+
+
+def _compared_at(sizes: Callable[[int], Iterable[int]]) -> Callable[[Decode, Tensor], bool]:
     """The right comparison, but at some sizes only."""
 
     def wrong(decode: Decode, x: Tensor) -> bool:
@@ -216,12 +227,15 @@ def _without_a_mask(decode: Decode, x: Tensor) -> bool:
     return all(torch.allclose(decode(x, size), expected, atol=1e-5) for size in range(1, x.shape[2] + 1))
 
 
+DECODERS = (
+    correct, no_mask, top_left, strangers, short_sighted, top_left_chunks, forgetful, first_cache, first_head
+)  # fmt: skip
 check_same_as_uncached = Exercise(
     task="same_as_uncached(decode, x) -> bool: does decode(x, size) agree with one causal attention at every size?",
     solution=same_as_uncached,
     cases=[
         (decode, torch.randn(2, 2, length, 2, generator=torch.Generator().manual_seed(length)).round(decimals=1))
-        for decode in (correct, no_mask, top_left, strangers, top_left_chunks, forgetful, first_cache)
+        for decode in DECODERS
         for length in (2, 3, 5)
     ],
     mistakes={
@@ -232,6 +246,12 @@ check_same_as_uncached = Exercise(
         "One by one and all at once: a chunk that comes after cached tokens is neither. Try the sizes between.": (
             _compared_at(lambda length: [1, length])
         ),
+        "Small chunks alone: what sees too little of a long chunk passes your test. Try all sizes.": (
+            _compared_at(lambda length: [1, 2])
+        ),
+        "Off by one: range(1, L) ends before L, so all tokens at once are never tried.": (
+            _compared_at(lambda length: range(1, length))
+        ),
         "Compared with itself: what is wrong at every size agrees. Compare with one causal attention over all.": (
             lambda decode, x: all(
                 torch.allclose(decode(x, size), decode(x, x.shape[2]), atol=1e-5) for size in range(1, x.shape[2])
@@ -239,6 +259,9 @@ check_same_as_uncached = Exercise(
         ),
         "The first sample alone: the others may read its cache. Compare all of them.": lambda decode, x: (
             same_as_uncached(lambda part, size: decode(x, size)[:1], x[:1])
+        ),
+        "The first head alone: the others may read its cache. Compare all of them.": lambda decode, x: same_as_uncached(
+            lambda part, size: decode(x, size)[:, :1], x[:, :1]
         ),
         "The newest token alone: it may see everything, so an open future of the others passes your test. Compare all "
         "rows.": _newest_alone,
