@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "data" / "cache" / "runs"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FILES = ("data", "mail_data", "resume", "save", "evaluate", "json")
-SCORING = ("split", "beam", "length_penalty", "reply_to_every")
+SCORING = ("split", "beam", "length_penalty", "reply_to_every", "models")
 NO_PART_OF_TRAINING = (*FILES, *SCORING, "full")  # flags with which the same model is trained
 Batches = Callable[[int], Iterable[Any]]  # the batches of an epoch
 

@@ -4,7 +4,7 @@
     python benchmarks/translation.py --direction en-de --full
     python benchmarks/translation.py --direction de-en --full
     python benchmarks/translation.py --direction en-de --evaluate my.en.gz my.de.gz
-    python benchmarks/translation.py --direction en-de --evaluate my.en.gz my.de.gz --together
+    python benchmarks/translation.py --evaluate my.en.gz my.de.gz --models translation_en_de translation_en_de_second
 
 Without --data the corpus is downloaded. BLEU is counted in both usual ways: sacrebleu 13a lower-cased, and
 lower-cased Moses tokens as in Wu et al. (2021). Choose settings with --split val; test_2016_flickr is for the end.
@@ -14,6 +14,7 @@ import argparse
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from common import (
     DEVICE,
@@ -38,7 +39,6 @@ from utils.training import CHECKPOINTS, Loss, load_checkpoint, mean_loss, seq2se
 from utils.transformer import Transformer
 
 BOTH_WAYS = "translation_de_en"  # the shipped model that was trained both ways
-SECOND = CHECKPOINTS / "translation_en_de_second.safetensors"  # the one that --together adds
 Models = Transformer | Sequence[Transformer]  # several write together
 SHIPPED = sorted(path.stem for path in CHECKPOINTS.glob("translation_*.safetensors"))
 OWN_PAIRS = 29_000  # those of --direction stand in front, as many as train has lines
@@ -89,10 +89,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hide", type=float, default=0.0, help="share of tokens that the model reads as [UNK]")
     parser.add_argument("--r-drop", type=float, default=0.0, help="weight of the divergence between two dropouts")
     parser.add_argument("--r-drop-from", type=int, default=0, help="epoch in which R-Drop begins")
-    parser.add_argument("--together", action="store_true", help="score the two shipped models for en-de as one")
+    parser.add_argument(
+        "--models",
+        metavar="NAME",
+        choices=SHIPPED,
+        nargs="+",
+        help="shipped models that --evaluate scores, several as one; default: that of --direction",
+    )
     args = parsed(parser, "translation_{direction}", FULL, by="direction")
-    if args.together and (args.direction != "en-de" or not args.evaluate):
-        parser.error("--together: two models are shipped for en-de alone, to be scored; add --evaluate SRC TGT.")
+    if args.models and not args.evaluate:
+        parser.error("--models: says which shipped models are scored; add --evaluate SRC TGT.")
     if sum(map(bool, (args.teachers, args.hide, args.r_drop))) > 1:
         parser.error("--teachers, --hide and --r-drop are different losses; give one of them.")
     if args.invented and not (args.start and args.teachers):
@@ -111,7 +117,7 @@ def regularised(
     if args.specialise_from is not None:
         batches = specialised(pairs, OWN_PAIRS, first=args.specialise_from)
     if args.teachers:
-        return TaughtPairs(pairs, [teacher(name, tokenizer) for name in args.teachers]), distillation_loss
+        return TaughtPairs(pairs, shipped(args.teachers, tokenizer)[0]), distillation_loss
     if args.hide:
         return batches, partial(hiding_loss, share=args.hide)
     if not args.r_drop:
@@ -120,17 +126,24 @@ def regularised(
     return later.batches, later.loss
 
 
-def shipped(name: str) -> tuple[Transformer, Tokenizer]:
-    """A shipped model, by the name of its file without the ending, and its tokenizer."""
-    return load_checkpoint(CHECKPOINTS / f"{name}.safetensors")[:2]
+def shipped(
+    names: Sequence[str], tokenizer: Tokenizer | None = None
+) -> tuple[list[Transformer], Tokenizer, list[dict]]:
+    """Shipped models, by the names of their files without the ending, their tokenizer and their records.
+
+    Raises ValueError if they do not all read the pieces of `tokenizer`, or those of the first.
+    """
+    models, tokenizers, records = zip(*(load_checkpoint(weights_of(name)) for name in names), strict=True)
+    tokenizer = tokenizer or tokenizers[0]
+    for name, own in zip(names, tokenizers, strict=True):
+        if own.get_vocab() != tokenizer.get_vocab():
+            raise ValueError(f"{name} reads other pieces than the model beside it, or the one that it is to teach.")
+    return [model.to(DEVICE) for model in models], tokenizer, list(records)
 
 
-def teacher(name: str, tokenizer: Tokenizer) -> Transformer:
-    """A shipped model to learn from; ValueError if its pieces are others."""
-    model, pieces = shipped(name)
-    if pieces.get_vocab() != tokenizer.get_vocab():
-        raise ValueError(f"{name} reads other pieces than the model that it is to teach; give --start {name}.")
-    return model.to(DEVICE)
+def weights_of(name: str) -> Path:
+    """The file of a shipped model."""
+    return CHECKPOINTS / f"{name}.safetensors"
 
 
 def kept(made_from: Sequence[str], make: Callable[[], list[str]]) -> list[str]:
@@ -143,13 +156,12 @@ def kept(made_from: Sequence[str], make: Callable[[], list[str]]) -> list[str]:
 
 def translated(lines: list[str], names: Sequence[str], *, beam_size: int) -> list[str]:
     """Lines as shipped models together write them in the other language."""
-    files = [CHECKPOINTS / f"{name}.safetensors" for name in names]
 
     def write() -> list[str]:
-        models, tokenizers, _ = zip(*map(load_checkpoint, files), strict=True)
-        return translate([model.to(DEVICE) for model in models], tokenizers[0], lines, beam_size=beam_size)
+        models, tokenizer, _ = shipped(names)
+        return translate(models, tokenizer, lines, beam_size=beam_size)
 
-    weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    weights = [hashlib.sha256(weights_of(name).read_bytes()).hexdigest() for name in names]
     return kept([*weights, f"beam {beam_size}", *lines], write)
 
 
@@ -170,7 +182,7 @@ def training_texts(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     if args.french:
         sources, targets = sources + french[0], targets + own_targets
     if args.invented:
-        pieces, own = shipped(args.start)[1], sources[:OWN_PAIRS]
+        pieces, own = shipped([args.start])[1], sources[:OWN_PAIRS]
         made_from = [pieces.to_str(), f"{args.invented} drawn", *own]
         new = kept(made_from, partial(invented, pieces, own, args.invented))
         sources, targets = sources + new, targets + translated(new, args.teachers, beam_size=1)
@@ -208,14 +220,13 @@ def bleu(model: Models, tokenizer: Tokenizer, given: list[list[str]], language: 
 
 def evaluate(args: argparse.Namespace) -> dict:
     """The scores of what is shipped on files of the reader's own, and how it was trained."""
-    files = [CHECKPOINTS / f"translation_{args.direction.replace('-', '_')}.safetensors"] + [SECOND] * args.together
-    models, tokenizers, records = zip(*map(load_checkpoint, files), strict=True)
+    models, tokenizer, records = shipped(args.models or [f"translation_{args.direction.replace('-', '_')}"])
     given = [read_lines(path) for path in args.evaluate]
     return {
         "trained_by": [record["command"] for record in records],
         "parameters": sum(weight.numel() for model in models for weight in model.parameters()),
         "scored_on": "given files",
-        "scores": scores([model.to(DEVICE) for model in models], tokenizers[0], given, args),
+        "scores": scores(models, tokenizer, given, args),
     }
 
 
@@ -227,7 +238,10 @@ def main() -> None:
         report(result | evaluate(args), args.json)
         return
     given = load_multi30k(args.split, languages, folder=args.data)  # before the training: what is missing shows now
-    texts, start = training_texts(args), shipped(args.start) if args.start else None
+    texts, start = training_texts(args), None
+    if args.start:
+        (model,), tokenizer, _ = shipped([args.start])
+        start = model, tokenizer
     recipe = partial(regularised, args=args, texts=texts)
     model, tokenizer, training = train_seq2seq(args, *texts, recipe=recipe, start=start)
     sides = {f"train, {SAMPLE} pairs": [side[:SAMPLE] for side in texts], args.split: given}

@@ -371,8 +371,8 @@ def test_the_teachers_translate_what_was_invented(monkeypatch, tmp_path):
         translation.arguments()
 
 
-def test_two_models_are_there_to_be_scored_alone(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["translation.py", "--together"])
+def test_models_are_named_to_be_scored_alone(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["translation.py", "--models", "translation_en_de_second"])
     with pytest.raises(SystemExit):
         translation.arguments()
     assert "add --evaluate SRC TGT" in capsys.readouterr().err
