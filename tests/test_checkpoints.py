@@ -48,7 +48,8 @@ def test_the_translator_both_ways_answers_in_the_other_language():
 
 @pytest.mark.skipif(not (CACHE / "multi30k" / "val.de.gz").exists(), reason="Multi30k is not in data/cache/")
 @pytest.mark.parametrize(
-    ("name", "direction"), [("en_de", "en-de"), ("en_de_second", "en-de"), ("de_en", "en-de"), ("de_en", "de-en")]
+    ("name", "direction"),
+    [("en_de", "en-de"), ("en_de_second", "en-de"), ("en_de_taught", "en-de"), ("de_en", "en-de"), ("de_en", "de-en")],
 )
 def test_a_translator_reaches_the_score_of_its_record(name, direction):
     """On a slice of the validation set, so with some room on both sides."""
