@@ -347,7 +347,7 @@ def test_french_sources_stand_behind_the_pairs_with_the_same_targets(monkeypatch
 
 
 def test_drawn_sentences_are_new_and_those_of_their_seed(monkeypatch):
-    """None is empty, none stands there twice, and what the model learned is made of the same words."""
+    """None is empty, none stands there twice, and another seed draws others."""
     monkeypatch.setattr(invention, "EPOCHS", 8)
     monkeypatch.setattr(invention, "TOGETHER", 20)
     first, again = (invention.invented(TOKENIZER, TARGETS, 50) for _ in range(2))
